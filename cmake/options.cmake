@@ -1,0 +1,30 @@
+# Compiler options that every target shares, and the one way a folder becomes a library.
+
+# Bits must not depend on what the optimiser fuses: the only fused multiply-adds are written ones.
+add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off>)
+add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-Wall> $<$<COMPILE_LANGUAGE:CXX>:-Wextra>)
+if(STOKER_WERROR)
+  add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-Werror>)
+endif()
+if(STOKER_SANITIZE)
+  add_compile_options(-fsanitize=${STOKER_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  add_link_options(-fsanitize=${STOKER_SANITIZE})
+endif()
+if(STOKER_FUZZ)
+  add_compile_options(-fsanitize=fuzzer-no-link)
+endif()
+
+find_program(STOKER_CCACHE ccache)
+if(STOKER_CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${STOKER_CCACHE})
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${STOKER_CCACHE})
+endif()
+
+# stoker_library(core DEPENDS fmt::fmt): every .cc below the calling folder, as target stoker_core.
+function(stoker_library name)
+  cmake_parse_arguments(arg "" "" "DEPENDS;PRIVATE" ${ARGN})
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cc)
+  add_library(stoker_${name} STATIC ${sources})
+  target_include_directories(stoker_${name} PUBLIC ${CMAKE_SOURCE_DIR})
+  target_link_libraries(stoker_${name} PUBLIC ${arg_DEPENDS} PRIVATE ${arg_PRIVATE})
+endfunction()
