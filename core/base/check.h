@@ -1,5 +1,5 @@
-// CHECK(condition[, "format {}", value...]): for mistakes that only we can make. Prints where, what and the
-// values, then aborts. Never for input.
+// CHECK(condition[, "format {}", value...]): for mistakes that only we can make. Prints where, what
+// and the values, then aborts. Never for input.
 #pragma once
 
 #include <fmt/format.h>
@@ -9,7 +9,8 @@
 
 namespace stoker::check_internal {
 
-[[noreturn]] void fail(const char* file, int line, const char* condition, const std::string& values);
+[[noreturn]] void fail(const char* file, int line, const char* condition,
+                       const std::string& values);
 
 inline std::string values() { return {}; }
 template <typename... Args>
@@ -19,10 +20,10 @@ std::string values(fmt::format_string<Args...> format, Args&&... args) {
 
 }  // namespace stoker::check_internal
 
-#define CHECK(condition, ...)                                                             \
-  do {                                                                                    \
-    if (!(condition)) [[unlikely]] {                                                      \
-      ::stoker::check_internal::fail(__FILE__, __LINE__, #condition,                      \
-                                     ::stoker::check_internal::values(__VA_ARGS__));      \
-    }                                                                                     \
+#define CHECK(condition, ...)                                                        \
+  do {                                                                               \
+    if (!(condition)) [[unlikely]] {                                                 \
+      ::stoker::check_internal::fail(__FILE__, __LINE__, #condition,                 \
+                                     ::stoker::check_internal::values(__VA_ARGS__)); \
+    }                                                                                \
   } while (false)

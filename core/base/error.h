@@ -1,5 +1,6 @@
-// Result<T>: a value or an Error. What the world can do to us (a missing file, a short read, bad input) comes
-// back as a Result and gains a sentence on its way up; what only we can do to ourselves is a CHECK (check.h).
+// Result<T>: a value or an Error. What the world can do to us (a missing file, a short read, bad
+// input) comes back as a Result and gains a sentence on its way up; what only we can do to
+// ourselves is a CHECK (check.h).
 #pragma once
 
 #include <fmt/format.h>
@@ -49,8 +50,10 @@ Error make_error(ErrorCode code, fmt::format_string<Args...> format, Args&&... a
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}  // NOLINT(google-explicit-constructor)
-  Result(Error error) : state_(std::in_place_index<1>, std::move(error)) {}  // NOLINT(google-explicit-constructor)
+  Result(T value)
+      : state_(std::in_place_index<0>, std::move(value)) {}  // NOLINT(google-explicit-constructor)
+  Result(Error error)
+      : state_(std::in_place_index<1>, std::move(error)) {}  // NOLINT(google-explicit-constructor)
 
   bool ok() const { return state_.index() == 0; }
   explicit operator bool() const { return ok(); }
@@ -111,20 +114,22 @@ Error add_context(Error error, fmt::format_string<Args...> format, Args&&... arg
 #define STOKER_CONCAT(a, b) STOKER_CONCAT_INNER(a, b)
 
 // RETURN_IF_ERROR(status_expression[, "context {}", arg...])
-#define RETURN_IF_ERROR(expression, ...)                                                     \
-  do {                                                                                       \
-    if (auto stoker_status = (expression); !stoker_status.ok()) {                            \
-      return ::stoker::error_internal::add_context(std::move(stoker_status).error() __VA_OPT__(, ) \
-                                                       __VA_ARGS__);                         \
-    }                                                                                        \
+#define RETURN_IF_ERROR(expression, ...)                                \
+  do {                                                                  \
+    if (auto stoker_status = (expression); !stoker_status.ok()) {       \
+      return ::stoker::error_internal::add_context(                     \
+          std::move(stoker_status).error() __VA_OPT__(, ) __VA_ARGS__); \
+    }                                                                   \
   } while (false)
 
 // ASSIGN_OR_RETURN(declaration, result_expression[, "context {}", arg...])
-#define ASSIGN_OR_RETURN(declaration, expression, ...) \
-  STOKER_ASSIGN_OR_RETURN(STOKER_CONCAT(stoker_result_, __LINE__), declaration, expression, __VA_ARGS__)
-#define STOKER_ASSIGN_OR_RETURN(result, declaration, expression, ...)                            \
-  auto result = (expression);                                                                    \
-  if (!result.ok()) {                                                                            \
-    return ::stoker::error_internal::add_context(std::move(result).error() __VA_OPT__(, ) __VA_ARGS__); \
-  }                                                                                              \
+#define ASSIGN_OR_RETURN(declaration, expression, ...)                                      \
+  STOKER_ASSIGN_OR_RETURN(STOKER_CONCAT(stoker_result_, __LINE__), declaration, expression, \
+                          __VA_ARGS__)
+#define STOKER_ASSIGN_OR_RETURN(result, declaration, expression, ...)                     \
+  auto result = (expression);                                                             \
+  if (!result.ok()) {                                                                     \
+    return ::stoker::error_internal::add_context(std::move(result).error() __VA_OPT__(, ) \
+                                                     __VA_ARGS__);                        \
+  }                                                                                       \
   declaration = std::move(result).value()

@@ -6,7 +6,8 @@
 
 namespace stoker {
 
-using TokenId = std::int32_t;  // an index into the vocabulary, as tokenizer and model files write it
+using TokenId =
+    std::int32_t;  // an index into the vocabulary, as tokenizer and model files write it
 
 // One routed expert of one layer.
 struct ExpertId {

@@ -1,0 +1,256 @@
+// Backend: one device that computes. The forward pass in core is written against this seam alone.
+//
+// A backend *enqueues and never returns values*: operations take effect in the order of their
+// calls, some time between the call and a later event. Tensors carry the backend's DeviceId and are
+// never dereferenced by core; what core must see (chosen experts, logits) travels through host
+// mailboxes and is valid once an event recorded after the operation is done. A backend that
+// computes at once (CPU) is the special case in which every event is done.
+//
+// Arithmetic is chosen by the model, the shape, the instruction set and a row's *purpose*, never by
+// timing, residency or how many rows there are: within a purpose a row's bits do not depend on the
+// other rows of the step.
+//
+// Errors of enqueued work are kept by the backend and come out of status() and finish(). Not
+// thread-safe: the driver thread owns it. Formulas: spec/deepseek-v3.2.md section 3; shapes are
+// [rows, cols], T = rows of the step.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "core/base/error.h"
+#include "core/base/ids.h"
+#include "core/interface/expert_provider.h"
+#include "core/model/layer_spec.h"
+#include "core/tensor/quant_view.h"
+#include "core/tensor/tensor.h"
+
+namespace stoker {
+
+// What a row is computed for; it selects the arithmetic.
+enum class Purpose : std::uint8_t { kDecode, kPrefill };  // kDecode: decode and verify
+
+inline constexpr int kPageTokens = 64;  // tokens per KV page
+
+// Consecutive rows of a step that belong to one sequence and purpose.
+struct RowRange {
+  int row_begin = 0;
+  int num_rows = 0;
+  int sequence = 0;  // index into StepView::sequences
+  Purpose purpose = Purpose::kDecode;
+};
+
+// Where a sequence's cached rows lie: position p is row page[p / 64] * 64 + p % 64 of the stream's
+// tensors.
+struct SequencePages {
+  std::span<const std::int32_t> latent;
+  std::span<const std::int32_t> index;
+};
+
+// What is particular to one step. Lives at fixed addresses from begin_step() to the end of the
+// step.
+struct StepView {
+  std::span<const TokenId> tokens;          // [T]
+  std::span<const std::int32_t> positions;  // [T] position of each row in its sequence
+  std::span<const RowRange> ranges;         // cover [0, T) in order
+  std::span<const SequencePages> sequences;
+  std::span<const std::int32_t> logit_rows;  // rows whose logits are wanted, ascending
+
+  int num_rows() const { return static_cast<int>(tokens.size()); }
+};
+
+// A weight in the form its backend computes with. Created by Backend::adopt*, used with that
+// backend only.
+class BackendWeight {
+ public:
+  virtual ~BackendWeight() = default;
+  virtual std::int64_t rows() const = 0;   // outputs
+  virtual std::int64_t cols() const = 0;   // inputs
+  virtual std::int64_t bytes() const = 0;  // resident bytes
+};
+using WeightPtr = std::unique_ptr<const BackendWeight>;
+
+// A point in a backend's order of operations.
+struct Event {
+  std::uint64_t ticket = 0;
+};
+
+// Dimensions of multi-head latent attention.
+struct AttentionDims {
+  int num_heads = 0;
+  int nope_dim = 0;    // qk_nope_head_dim
+  int rope_dim = 0;    // qk_rope_head_dim
+  int value_dim = 0;   // v_head_dim
+  int latent_dim = 0;  // kv_lora_rank
+  float softmax_scale = 0.0f;
+};
+
+struct IndexerDims {
+  int num_heads = 0;  // index_n_heads
+  int head_dim = 0;   // index_head_dim
+  int top_k = 0;      // index_topk
+};
+
+enum class RopeStyle : std::uint8_t { kInterleaved, kHalfSplit };  // spec 3.4: MLA, indexer
+
+// The cached rows of one layer in one stream.
+struct KvLayer {
+  TensorView rows;  // [num_pages * 64, latent + rope] or [num_pages * 64, index_head_dim]
+};
+
+// Positions each row attends to. counts[t] = -1: all visible ones (dense).
+struct Selection {
+  TensorView positions;  // I32 [T, top_k], ascending
+  TensorView counts;     // I32 [T, 1]
+};
+
+struct SelectParams {
+  IndexerDims dims;
+  TensorView queries;  // [T, num_heads * head_dim], rope applied
+  TensorView weights;  // F32 [T, num_heads], all factors applied
+  KvLayer keys;
+  Selection out;
+};
+
+struct AttendParams {
+  AttentionDims dims;
+  TensorView queries;         // [T, num_heads * (nope + rope)], rope applied
+  const BackendWeight* kv_b;  // from adopt_kv_b()
+  KvLayer latents;
+  const Selection* selection;  // null: dense causal
+  TensorView out;              // [T, num_heads * value_dim]
+};
+
+// The router's choice, in host memory: [T, top_k] each, in order of choice score, best first.
+struct RouteMailbox {
+  std::span<std::int32_t> experts;
+  std::span<float> weights;
+};
+
+struct RouteParams {
+  RouterSpec spec;
+  TensorView logits;  // F32 [T, num_experts], before the sigmoid
+  TensorView bias;    // F32 [1, num_experts]
+  std::span<const std::int32_t>
+      forced{};  // [T, top_k]: take these experts instead, weights computed; empty: choose
+  RouteMailbox mailbox;
+};
+
+// Parts of routed experts to compute; see expert_provider.h. A down part is enqueued after all
+// gate/up parts of its expert. Rows of one expert are computed together, each in the arithmetic of
+// its purpose.
+struct ExpertParams {
+  TensorView x;                       // [T, hidden_size]
+  TensorView hidden;                  // [slots, moe_intermediate_size], scratch
+  TensorView out;                     // [slots, hidden_size]
+  std::span<const ExpertUse> uses;    // all uses of the layer, ascending expert id
+  std::span<const ExpertPart> parts;  // those to run now
+};
+
+struct CombineParams {
+  TensorView expert_out;                // [slots, hidden_size]
+  std::span<const std::int32_t> slots;  // [T, top_k] ascending expert id per row
+  std::span<const float> weights;       // [T, top_k] in the same order
+  TensorView shared;                    // [T, hidden_size] or empty
+  TensorView out;                       // [T, hidden_size]
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual std::string_view name() const = 0;
+  virtual DeviceId device() const = 0;
+  // Type of activations between modules: kBf16 or kF32.
+  virtual DType activation_dtype() const = 0;
+  // Type of the cached rows of both KV streams.
+  virtual DType kv_dtype() const = 0;
+
+  // ---- Memory. These may block; none is called on the token path. ----
+
+  // Zeroed device memory.
+  virtual Result<Tensor> allocate(DType dtype, std::int64_t rows, std::int64_t cols) = 0;
+  // Makes a row-major host weight resident in this backend's form. `host` may be freed afterwards.
+  virtual Result<WeightPtr> adopt(const QuantView& host) = 0;
+  // The embedding table, of which rows are looked up.
+  virtual Result<WeightPtr> adopt_embedding(const QuantView& host) = 0;
+  // kv_b_proj, split per head for absorbed attention.
+  virtual Result<WeightPtr> adopt_kv_b(const QuantView& host, const AttentionDims& dims) = 0;
+  // A vector (norm weight, bias) as F32 [1, n].
+  virtual Result<Tensor> adopt_vector(const TensorView& host) = 0;
+  // Frequencies of the rotary embedding, F32 [rope_dim / 2] on the host; kept by the backend.
+  virtual Status set_rope(std::span<const float> inv_freq) = 0;
+
+  // ---- Order. ----
+
+  virtual Status begin_step(const StepView& step) = 0;
+  virtual Event record() = 0;
+  virtual bool done(Event event) = 0;
+  // Later operations of this backend wait for `event` of `other`.
+  virtual void wait_for(Backend& other, Event event) = 0;
+  // First error of enqueued work since the last begin_step(), as far as it is known.
+  virtual Status status() = 0;
+  // Waits for everything enqueued. The only blocking call.
+  virtual Status finish() = 0;
+
+  // ---- Copies between host memory (valid until the event after them) and the device. ----
+
+  virtual void copy_in(const TensorView& dst, const void* src) = 0;
+  virtual void copy_out(void* dst, const TensorView& src) = 0;
+  virtual void copy(const TensorView& dst, const TensorView& src) = 0;
+
+  // ---- Operations. All rows of the step unless said otherwise. ----
+
+  // out[t] = table[tokens[t]]                                           out [T, hidden_size]
+  virtual void embed(const StepView& step, const BackendWeight& table, TensorView out) = 0;
+  // y = x . W^T, rounded to y's type (activation type or F32)            x [T, cols], y [T, rows]
+  virtual void linear(const StepView& step, const BackendWeight& weight, TensorView x,
+                      TensorView y) = 0;
+  // The same for the step's logit rows only, always F32, by decode arithmetic: x [num_logit_rows,
+  // cols].
+  virtual void logits(const StepView& step, const BackendWeight& head, TensorView x,
+                      TensorView y) = 0;
+  // out[i] = x[logit_rows[i]]
+  virtual void gather_logit_rows(const StepView& step, TensorView x, TensorView out) = 0;
+  // RMSNorm in F32, one rounding. `x` and `out` may be column slices and may be the same.
+  virtual void rms_norm(const StepView& step, TensorView x, TensorView weight, float eps,
+                        TensorView out) = 0;
+  // s = h + residual in F32; out = rms_norm(s); residual = round(s). `first`: s = h, residual = h.
+  virtual void add_rms_norm(const StepView& step, TensorView h, TensorView residual, bool first,
+                            TensorView weight, float eps, TensorView out) = 0;
+  // LayerNorm with weight and bias, in place.
+  virtual void layer_norm(const StepView& step, TensorView x, TensorView weight, TensorView bias,
+                          float eps) = 0;
+  // Rotates columns [h * head_stride + offset, + rope_dim) of every head h in place.
+  virtual void rope(const StepView& step, TensorView x, int num_heads, int head_stride, int offset,
+                    int rope_dim, RopeStyle style) = 0;
+  // x *= factor, F32.
+  virtual void scale(const StepView& step, TensorView x, float factor) = 0;
+  // Writes each row to its position in the layer's stream.
+  virtual void append_latent(const StepView& step, TensorView x, KvLayer dst) = 0;
+  virtual void append_index_key(const StepView& step, TensorView x, KvLayer dst) = 0;
+  // Lightning indexer: the top_k visible positions by score, ties to the lower position; dense for
+  // rows with at most top_k visible ones, whose scores are not computed.
+  virtual void select(const StepView& step, const SelectParams& params) = 0;
+  // MLA over the selected (or all visible) positions.
+  virtual void attend(const StepView& step, const AttendParams& params) = 0;
+  // silu(gate) * up, rounded                                            all [T, n]
+  virtual void silu_mul(const StepView& step, TensorView gate, TensorView up, TensorView out) = 0;
+  // Gated feed-forward; `gate_out`, `up_out` [T, n] are scratch. A backend may fuse it.
+  virtual void gated_ffn(const StepView& step, const BackendWeight& gate, const BackendWeight& up,
+                         const BackendWeight& down, TensorView x, TensorView gate_out,
+                         TensorView up_out, TensorView out) {
+    linear(step, gate, x, gate_out);
+    linear(step, up, x, up_out);
+    silu_mul(step, gate_out, up_out, gate_out);
+    linear(step, down, gate_out, out);
+  }
+  virtual void route(const StepView& step, const RouteParams& params) = 0;
+  virtual void experts(const StepView& step, const ExpertParams& params) = 0;
+  virtual void combine(const StepView& step, const CombineParams& params) = 0;
+};
+
+}  // namespace stoker

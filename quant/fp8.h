@@ -1,0 +1,28 @@
+// FP8 E4M3FN: 1 sign, 4 exponent (bias 7), 3 mantissa bits; no infinities, 0x7f and 0xff are NaN,
+// largest 448.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "core/tensor/dtype.h"
+
+namespace stoker::quant {
+
+// The value of a code. Exact. Codes 0x7f and 0xff give NaN; weights that hold them are refused when
+// loaded.
+STOKER_HD inline float fp8_to_f32(std::uint8_t code) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(code & 0x80u) << 24;
+  const std::uint32_t magnitude = code & 0x7fu;
+  if (magnitude == 0x7fu) return bits_to_f32(sign | 0x7fc00000u);
+  // Exponent bias 7 -> 127 by one exact multiplication, which also covers subnormals.
+  return bits_to_f32(sign | f32_to_bits(bits_to_f32(magnitude << 20) * 0x1p120f));
+}
+
+// Rounds to nearest even, saturating at 448 (NaN -> 0x7f).
+std::uint8_t f32_to_fp8(float value);
+
+// True if any of `count` codes is NaN.
+bool fp8_has_nan(const std::uint8_t* codes, std::int64_t count);
+
+}  // namespace stoker::quant
