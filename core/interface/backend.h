@@ -78,22 +78,6 @@ struct Event {
   std::uint64_t ticket = 0;
 };
 
-// Dimensions of multi-head latent attention.
-struct AttentionDims {
-  int num_heads = 0;
-  int nope_dim = 0;    // qk_nope_head_dim
-  int rope_dim = 0;    // qk_rope_head_dim
-  int value_dim = 0;   // v_head_dim
-  int latent_dim = 0;  // kv_lora_rank
-  float softmax_scale = 0.0f;
-};
-
-struct IndexerDims {
-  int num_heads = 0;  // index_n_heads
-  int head_dim = 0;   // index_head_dim
-  int top_k = 0;      // index_topk
-};
-
 enum class RopeStyle : std::uint8_t { kInterleaved, kHalfSplit };  // spec 3.4: MLA, indexer
 
 // The cached rows of one layer in one stream.
