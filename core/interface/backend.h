@@ -157,6 +157,8 @@ class Backend {
 
   // Zeroed device memory.
   virtual Result<Tensor> allocate(DType dtype, std::int64_t rows, std::int64_t cols) = 0;
+  // Zeroed host memory for mailboxes and copies; a backend that moves data to a device may pin it.
+  virtual Result<Tensor> allocate_host(DType dtype, std::int64_t rows, std::int64_t cols);
   // Makes a row-major host weight resident in this backend's form. `host` may be freed afterwards.
   virtual Result<WeightPtr> adopt(const QuantView& host) = 0;
   // The embedding table, of which rows are looked up.
