@@ -4,13 +4,11 @@
 
 #include <cstddef>
 #include <memory>
-#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "core/base/error.h"
-#include "core/base/ids.h"
 #include "core/tensor/quant_view.h"
 
 namespace stoker {
@@ -34,18 +32,6 @@ class WeightSource {
   virtual std::int64_t dense_bytes() const = 0;
   // Every tensor name, sorted.
   virtual std::vector<std::string> names() const = 0;
-};
-
-// The routed experts of a model, one at a time.
-struct ExpertWeights {
-  QuantView gate, up, down;  // row-major, [inter, hidden], [inter, hidden], [hidden, inter]
-  std::shared_ptr<const void> owner;
-};
-
-class ExpertSource {
- public:
-  virtual ~ExpertSource() = default;
-  virtual Result<ExpertWeights> read(ExpertId id) const = 0;
 };
 
 }  // namespace stoker
