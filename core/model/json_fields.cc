@@ -1,0 +1,98 @@
+#include "core/model/json_fields.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace stoker {
+
+Result<nlohmann::json> parse_json_object(std::string_view text) {
+  try {
+    nlohmann::json document = nlohmann::json::parse(text);
+    if (!document.is_object()) {
+      return make_error(ErrorCode::kInvalidArgument, "must be a JSON object, is {}",
+                        shown(document));
+    }
+    return document;
+  } catch (const nlohmann::json::exception& e) {
+    // "[json.exception.parse_error.101] parse error at line 1, column 2: ..."
+    const std::string_view what = e.what();
+    const std::size_t tag_end = what.find("] ");
+    return make_error(ErrorCode::kInvalidArgument, "not valid JSON: {}",
+                      tag_end == std::string_view::npos ? what : what.substr(tag_end + 2));
+  }
+}
+
+std::string shown(const nlohmann::json& value) {
+  constexpr std::size_t kMaxShown = 60;
+  // Only flat and short containers are spelled out: dump() recurses into what the file nests.
+  const bool nested = std::any_of(value.begin(), value.end(),
+                                  [](const auto& item) { return item.is_structured(); });
+  if (value.is_structured() && (nested || value.size() > kMaxShown)) {
+    return fmt::format("{} of {}", value.is_array() ? "a list" : "an object", value.size());
+  }
+  std::string dumped = value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  if (dumped.size() > kMaxShown) dumped = dumped.substr(0, kMaxShown) + "...";
+  return dumped;
+}
+
+const nlohmann::json* JsonFields::find(std::string_view name) const {
+  const auto it = object_.find(name);
+  return it == object_.end() || it->is_null() ? nullptr : &*it;
+}
+
+const nlohmann::json* JsonFields::required(std::string_view name, bool has_fallback) {
+  const nlohmann::json* value = find(name);
+  if (value == nullptr && !has_fallback) {
+    fail(make_error(ErrorCode::kNotFound, "{}{} is missing", prefix_, name));
+  }
+  return value;
+}
+
+std::int64_t JsonFields::integer(std::string_view name, std::int64_t min, std::int64_t max,
+                                 std::optional<std::int64_t> fallback) {
+  const nlohmann::json* value = required(name, fallback.has_value());
+  if (value == nullptr) return fallback.value_or(min);
+  const bool too_large = value->is_number_unsigned() &&
+                         value->get<std::uint64_t>() > static_cast<std::uint64_t>(INT64_MAX);
+  if (value->is_number_integer() && !too_large) {
+    const std::int64_t number = value->get<std::int64_t>();
+    if (number >= min && number <= max) return number;
+  }
+  fail(make_error(ErrorCode::kInvalidArgument, "{}{} must be a whole number from {} to {}, is {}",
+                  prefix_, name, min, max, shown(*value)));
+  return min;
+}
+
+double JsonFields::number(std::string_view name, double above, double max,
+                          std::optional<double> fallback) {
+  const nlohmann::json* value = required(name, fallback.has_value());
+  if (value == nullptr) return fallback.value_or(max);
+  if (value->is_number()) {
+    const double number = value->get<double>();
+    if (std::isfinite(number) && number > above && number <= max) return number;
+  }
+  fail(make_error(ErrorCode::kInvalidArgument,
+                  "{}{} must be a number greater than {} and at most {}, is {}", prefix_, name,
+                  above, max, shown(*value)));
+  return max;
+}
+
+bool JsonFields::boolean(std::string_view name, bool fallback) {
+  const nlohmann::json* value = find(name);
+  if (value == nullptr) return fallback;
+  if (value->is_boolean()) return value->get<bool>();
+  fail(make_error(ErrorCode::kInvalidArgument, "{}{} must be true or false, is {}", prefix_, name,
+                  shown(*value)));
+  return fallback;
+}
+
+std::string JsonFields::text(std::string_view name, std::optional<std::string> fallback) {
+  const nlohmann::json* value = required(name, fallback.has_value());
+  if (value == nullptr) return fallback.value_or("");
+  if (value->is_string()) return value->get<std::string>();
+  fail(make_error(ErrorCode::kInvalidArgument, "{}{} must be a string, is {}", prefix_, name,
+                  shown(*value)));
+  return fallback.value_or("");
+}
+
+}  // namespace stoker
