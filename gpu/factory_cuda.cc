@@ -1,0 +1,67 @@
+// The factory of a build with CUDA.
+#include <cuda_runtime_api.h>
+
+#include "gpu/error.h"
+#include "gpu/factory.h"
+
+namespace stoker {
+namespace {
+
+std::string version_name(int version) {
+  return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Backend>> make_cuda_backend(const CudaBackendOptions& options) {
+  int num_devices = 0;
+  RETURN_IF_ERROR(gpu::cuda_status(cudaGetDeviceCount(&num_devices), "looking for devices"));
+  if (options.device < 0 || options.device >= num_devices) {
+    return make_error(ErrorCode::kNotFound, "there is no GPU {}: the driver shows {}",
+                      options.device, num_devices);
+  }
+  return make_error(ErrorCode::kUnsupported,
+                    "the CUDA backend does not run models yet; use --backend cpu");
+}
+
+std::vector<GpuInfo> list_gpus() {
+  std::vector<GpuInfo> gpus;
+  int num_devices = 0;
+  if (!gpu::cuda_status(cudaGetDeviceCount(&num_devices), "looking for devices").ok()) return gpus;
+  for (int device = 0; device < num_devices; ++device) {
+    cudaDeviceProp properties;
+    if (cudaGetDeviceProperties(&properties, device) != cudaSuccess) continue;
+    GpuInfo& info = gpus.emplace_back();
+    info.name = properties.name;
+    info.total_bytes = static_cast<std::int64_t>(properties.totalGlobalMem);
+    info.compute_major = properties.major;
+    info.compute_minor = properties.minor;
+    info.num_multiprocessors = properties.multiProcessorCount;
+    char bus_id[32] = {};
+    if (cudaDeviceGetPCIBusId(bus_id, sizeof bus_id, device) == cudaSuccess) info.bus_id = bus_id;
+    std::size_t free_bytes = 0, total_bytes = 0;
+    if (cudaSetDevice(device) == cudaSuccess &&
+        cudaMemGetInfo(&free_bytes, &total_bytes) == cudaSuccess) {
+      info.free_bytes = static_cast<std::int64_t>(free_bytes);
+    }
+  }
+  return gpus;
+}
+
+std::string cuda_support() {
+  const std::string built = fmt::format("built with CUDA {}", version_name(CUDART_VERSION));
+  int driver = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
+    return built + "; no NVIDIA driver on this machine";
+  }
+  int num_devices = 0;
+  const Status status = gpu::cuda_status(cudaGetDeviceCount(&num_devices), "looking for devices");
+  if (!status.ok()) {
+    return fmt::format("{}; driver for CUDA {}, no usable device: {}", built, version_name(driver),
+                       status.error().message());
+  }
+  return fmt::format("{}; driver for CUDA {}, {} device{}", built, version_name(driver),
+                     num_devices, num_devices == 1 ? "" : "s");
+}
+
+}  // namespace stoker
