@@ -28,7 +28,8 @@ class WeightSource {
   // [rows, cols] (a vector: rows 1) is an error that gives both.
   virtual Result<HostWeight> read(std::string_view name, std::int64_t rows,
                                   std::int64_t cols) const = 0;
-  // Stored bytes of what a run holds beside the routed experts: the total that progress counts towards.
+  // Stored bytes of what a run holds beside the routed experts: the total that progress counts
+  // towards.
   virtual std::int64_t dense_bytes() const = 0;
   // Every tensor name, sorted.
   virtual std::vector<std::string> names() const = 0;

@@ -1,0 +1,334 @@
+#include "core/runtime/forward.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/runtime/runner.h"
+
+namespace stoker {
+namespace {
+
+constexpr float kIndexerNormEps = 1e-6f;  // spec 3.1: not the library default of 1e-5
+
+}  // namespace
+
+
+Forward::Forward(Runner& runner, std::unique_ptr<Workspace> workspace)
+    : engine_(runner.engine()), runner_(runner), workspace_(std::move(workspace)) {
+  const auto rows = static_cast<std::size_t>(workspace_->limits.max_rows);
+  segments_.reserve(rows);
+  ranges_.reserve(rows);
+  sequences_.reserve(rows);
+  positions_.reserve(rows);
+  logit_rows_.reserve(rows);
+}
+
+Backend& Forward::backend() const {
+  return engine_.placement().layer(next_layer_ == kFinished ? 0 : next_layer_).dense();
+}
+
+void Forward::release() {
+  for (std::size_t i = 0; i < num_reserved_; ++i)
+    segments_[i].kv->rewind(segments_[i].kv->length());
+  num_reserved_ = 0;
+  next_layer_ = kFinished;
+  segments_.clear();
+}
+
+Status Forward::start(const StepBatch& batch) {
+  CHECK(done(), "the pass is running");
+  const auto begin = [&]() -> Status {
+    RETURN_IF_ERROR(describe(batch));
+    RETURN_IF_ERROR(reserve());
+    next_layer_ = 0;
+    step_ = {batch.tokens, positions_, ranges_, sequences_, logit_rows_};
+    RETURN_IF_ERROR(backend().begin_step(step_));
+    backend().embed(step_, *engine_.weights().embedding, rows(workspace_->h));
+    return backend().status();
+  };
+  Status status = begin();
+  if (!status.ok()) release();
+  return status;
+}
+
+Status Forward::describe(const StepBatch& batch) {
+  segments_.clear();
+  ranges_.clear();
+  sequences_.clear();
+  positions_.clear();
+  logit_rows_.clear();
+  hooks_ = batch.hooks;
+  cancel_ = batch.cancel;
+  const int num_rows = static_cast<int>(batch.tokens.size());
+  CHECK(num_rows <= max_rows(), "{} rows, workspace holds {}", num_rows, max_rows());
+  int covered = 0;
+  for (const Segment& segment : batch.segments) {
+    CHECK(segment.kv != nullptr && segment.num_rows > 0 && segment.row_begin == covered,
+          "segment of {} rows at row {} after {}", segment.num_rows, segment.row_begin, covered);
+    ranges_.push_back(
+        {segment.row_begin, segment.num_rows, static_cast<int>(segments_.size()), segment.purpose});
+    segments_.push_back(segment);
+    for (int i = 0; i < segment.num_rows; ++i) positions_.push_back(segment.kv->length() + i);
+    covered += segment.num_rows;
+    const int first_wanted = segment.want == Logits::kAll    ? segment.row_begin
+                             : segment.want == Logits::kLast ? covered - 1
+                                                             : covered;
+    for (int row = first_wanted; row < covered; ++row) logit_rows_.push_back(row);
+  }
+  CHECK(covered == num_rows && num_rows > 0, "segments cover {} of {} rows", covered, num_rows);
+  CHECK(static_cast<int>(logit_rows_.size()) <= workspace_->limits.max_logit_rows,
+        "logits of {} rows wanted, workspace holds {}", logit_rows_.size(),
+        workspace_->limits.max_logit_rows);
+  for (const TokenId token : batch.tokens) {
+    if (token < 0 || token >= engine_.config().vocab_size) {
+      return make_error(ErrorCode::kInvalidArgument, "token id {} is outside the vocabulary of {}",
+                        token, engine_.config().vocab_size);
+    }
+  }
+  return {};
+}
+
+Status Forward::reserve() {
+  for (const Segment& segment : segments_) {
+    const int needed = segment.kv->length() + segment.num_rows;
+    if (needed > engine_.config().max_position_embeddings) {
+      return make_error(ErrorCode::kResource,
+                        "{} tokens are more than the {} positions this model was made for", needed,
+                        engine_.config().max_position_embeddings);
+    }
+    RETURN_IF_ERROR(segment.kv->reserve(segment.num_rows));
+    ++num_reserved_;
+  }
+  for (const Segment& segment : segments_) sequences_.push_back(segment.kv->pages());
+  return {};
+}
+
+Status Forward::run_layer(Runner& runner) {
+  CHECK(!done(), "the pass is done");
+  const auto run = [&]() -> Status {
+    const LayerSpec& spec = engine_.config().layers()[next_layer_];
+    RETURN_IF_ERROR(run_one_layer(runner, spec, engine_.weights().layers[next_layer_]), "layer {}",
+                    spec.index);
+    if (++next_layer_ == engine_.num_layers()) return finish(runner);
+    return {};
+  };
+  Status status = run();
+  if (!status.ok()) {
+    next_layer_ = std::min(next_layer_, engine_.num_layers() - 1);
+    (void)backend().finish();  // nothing may still write into pages that are given back
+    release();
+    logit_rows_.clear();
+  }
+  return status;
+}
+
+Status Forward::run_one_layer(Runner& runner, const LayerSpec& spec, const LayerWeights& weights) {
+  Backend& backend = this->backend();
+  Workspace& w = *workspace_;
+  const float eps = engine_.config().rms_norm_eps;
+  const TensorView h = rows(w.h), residual = rows(w.residual), normed = rows(w.normed);
+  backend.add_rms_norm(step_, h, residual, /*first=*/next_layer_ == 0, weights.input_norm.view(),
+                       eps, normed);
+  RETURN_IF_ERROR(attention(runner, spec, weights));
+  backend.add_rms_norm(step_, h, residual, /*first=*/false, weights.post_attention_norm.view(), eps,
+                       normed);
+  if (spec.ffn == FfnKind::kMoe) {
+    RETURN_IF_ERROR(mixture_of_experts(runner, spec, weights));
+  } else {
+    backend.gated_ffn(step_, *weights.gate, *weights.up, *weights.down, normed,
+                      rows(w.ffn_gate).col_slice(0, spec.ffn_width),
+                      rows(w.ffn_up).col_slice(0, spec.ffn_width), h);
+  }
+  return backend.status();
+}
+
+// Multi-head latent attention, spec 3.5: normed -> h.
+Status Forward::attention(Runner& runner, const LayerSpec& spec, const LayerWeights& weights) {
+  Backend& backend = this->backend();
+  Workspace& w = *workspace_;
+  const AttentionDims dims = engine_.config().attention_dims();
+  const float eps = engine_.config().rms_norm_eps;
+  const TensorView normed = rows(w.normed), q_latent = rows(w.q_latent), q = rows(w.q),
+                   kv_a = rows(w.kv_a);
+  // 1. Queries.
+  backend.linear(step_, *weights.q_a, normed, q_latent);
+  backend.rms_norm(step_, q_latent, weights.q_a_norm.view(), eps, q_latent);
+  backend.linear(step_, *weights.q_b, q_latent, q);
+  const int head_dim = dims.nope_dim + dims.rope_dim;
+  backend.rope(step_, q, dims.num_heads, head_dim, dims.nope_dim, dims.rope_dim,
+               RopeStyle::kInterleaved);
+  // 2. The latent and the shared rope key, cached.
+  backend.linear(step_, *weights.kv_a, normed, kv_a);
+  const TensorView latent = kv_a.col_slice(0, dims.latent_dim);
+  backend.rms_norm(step_, latent, weights.kv_a_norm.view(), eps, latent);
+  backend.rope(step_, kv_a, 1, 0, dims.latent_dim, dims.rope_dim, RopeStyle::kInterleaved);
+  const KvLayer latents = runner.kv_pool().layer(KvStream::kLatent, next_layer_);
+  backend.append_latent(step_, kv_a, latents);
+  // 3. Which positions, and attention over them.
+  const bool sparse = spec.attention == AttentionKind::kMlaSparse;
+  if (sparse) RETURN_IF_ERROR(select(runner, spec, weights));
+  Selection selection;
+  if (sparse) selection = {rows(w.selected), rows(w.selected_counts)};
+  backend.attend(step_, {dims, q, weights.kv_b.get(), latents, sparse ? &selection : nullptr,
+                         rows(w.attention)});
+  backend.linear(step_, *weights.o, rows(w.attention), rows(w.h));
+  return {};
+}
+
+// Lightning indexer, spec 3.6. Keys are cached for every position, also while every visible one is
+// selected.
+Status Forward::select(Runner& runner, const LayerSpec& spec, const LayerWeights& weights) {
+  if (spec.selection_from != spec.index) {
+    CHECK(selecting_layer_ == spec.selection_from,
+          "layer {} uses the selection of layer {}, the last is of {}", spec.index,
+          spec.selection_from, selecting_layer_);
+    return {};
+  }
+  Backend& backend = this->backend();
+  Workspace& w = *workspace_;
+  const IndexerDims dims = *engine_.config().indexer_dims();
+  const int rope_dim = engine_.config().attention_dims().rope_dim;
+  const IndexerWeights& indexer = weights.indexer;
+  const TensorView queries = rows(w.index_q), key = rows(w.index_k),
+                   head_weights = rows(w.index_weights);
+  const KvLayer keys = runner.kv_pool().layer(KvStream::kIndex, next_layer_);
+  backend.linear(step_, *indexer.key, rows(w.normed), key);
+  backend.layer_norm(step_, key, indexer.key_norm_weight.view(), indexer.key_norm_bias.view(),
+                     kIndexerNormEps);
+  backend.rope(step_, key, 1, 0, 0, rope_dim, RopeStyle::kHalfSplit);
+  backend.append_index_key(step_, key, keys);
+  backend.linear(step_, *indexer.queries, rows(w.q_latent), queries);
+  backend.rope(step_, queries, dims.num_heads, dims.head_dim, 0, rope_dim, RopeStyle::kHalfSplit);
+  backend.linear(step_, *indexer.head_weights, rows(w.normed), head_weights);
+  backend.scale(step_, head_weights,
+                1.0f / std::sqrt(static_cast<float>(dims.num_heads)) /
+                    std::sqrt(static_cast<float>(dims.head_dim)));
+  backend.select(step_,
+                 {dims, queries, head_weights, keys, {rows(w.selected), rows(w.selected_counts)}});
+  selecting_layer_ = spec.index;
+  return hooks_ == nullptr ? Status() : apply_selection_hooks(runner, spec);
+}
+
+Status Forward::apply_selection_hooks(Runner& runner, const LayerSpec& spec) {
+  Backend& backend = this->backend();
+  Workspace& w = *workspace_;
+  auto* counts = static_cast<std::int32_t*>(w.host_counts.view().data);
+  const int top_k = engine_.config().indexer_dims()->top_k;
+  for (int row = 0; row < step_.num_rows(); ++row) {
+    const std::span<const std::int32_t> forced = hooks_->forced_selection(spec.index, row);
+    if (forced.empty()) continue;
+    CHECK(static_cast<int>(forced.size()) <= top_k, "{} forced positions", forced.size());
+    counts[row] = static_cast<std::int32_t>(forced.size());
+    backend.copy_in(w.selected.view().row_slice(row, 1).col_slice(0, counts[row]), forced.data());
+    backend.copy_in(w.selected_counts.view().row_slice(row, 1), &counts[row]);
+  }
+  if (!hooks_->wants_selection(spec.index)) return {};
+  RETURN_IF_ERROR(runner.wait(backend, backend.record(),
+                              cancel_));  // forced counts have been read: reuse their buffer
+  auto* positions = static_cast<std::int32_t*>(w.host_selected.view().data);
+  backend.copy_out(counts, rows(w.selected_counts));
+  backend.copy_out(positions, rows(w.selected));
+  RETURN_IF_ERROR(runner.wait(backend, backend.record(), cancel_));
+  const auto num_rows = static_cast<std::size_t>(step_.num_rows());
+  hooks_->on_selection(spec.index, {counts, num_rows}, {positions, num_rows * top_k});
+  return {};
+}
+
+// Routed and shared experts, spec 3.7: normed -> h.
+Status Forward::mixture_of_experts(Runner& runner, const LayerSpec& spec,
+                                   const LayerWeights& weights) {
+  Backend& backend = this->backend();
+  Workspace& w = *workspace_;
+  RETURN_IF_ERROR(route(runner, spec, weights));
+  TensorView shared;
+  if (spec.shared_width != 0) {
+    shared = rows(w.shared_out);
+    backend.gated_ffn(step_, *weights.gate, *weights.up, *weights.down, rows(w.normed),
+                      rows(w.ffn_gate).col_slice(0, spec.shared_width),
+                      rows(w.ffn_up).col_slice(0, spec.shared_width), shared);
+  }
+  RETURN_IF_ERROR(run_experts(runner, spec));
+  backend.combine(step_, {w.expert_out.view().row_slice(0, w.plan.num_slots()), w.plan.slots(),
+                          w.plan.slot_weights(), shared, rows(w.h)});
+  return {};
+}
+
+Status Forward::route(Runner& runner, const LayerSpec& spec, const LayerWeights& weights) {
+  Backend& backend = this->backend();
+  Workspace& w = *workspace_;
+  const TensorView logits = rows(w.router_logits).col_slice(0, spec.router.num_experts);
+  backend.linear(step_, *weights.router, rows(w.normed), logits);
+  const auto num_choices = static_cast<std::size_t>(step_.num_rows()) * spec.router.top_k;
+  const RouteMailbox mailbox = {{w.route_experts.view().row<std::int32_t>(0), num_choices},
+                                {w.route_weights.view().row<float>(0), num_choices}};
+  RouteParams params{spec.router, logits, weights.router_bias.view(), {}, mailbox};
+  if (hooks_ != nullptr) params.forced = hooks_->forced_experts(spec.index);
+  backend.route(step_, params);
+  RETURN_IF_ERROR(runner.wait(backend, backend.record(), cancel_));
+  if (hooks_ != nullptr) {
+    const std::span<const float> forced = hooks_->forced_weights(spec.index);
+    std::copy(forced.begin(), forced.end(), mailbox.weights.begin());
+    hooks_->on_routes(spec.index, mailbox);
+  }
+  w.plan.build(mailbox, ranges_, step_.num_rows());
+  return {};
+}
+
+// Runs parts of the chosen experts as they become runnable.
+Status Forward::run_experts(Runner& runner, const LayerSpec& spec) {
+  Backend& backend = this->backend();
+  Workspace& w = *workspace_;
+  const std::span<const ExpertUse> uses = w.plan.uses();
+  ASSIGN_OR_RETURN(const ExpertSetPtr set, runner.experts().demand(spec.index, uses));
+  while (!set->exhausted()) {
+    const std::size_t ready = set->take_ready(w.parts);
+    if (ready == 0) {
+      RETURN_IF_ERROR(set->status());
+      RETURN_IF_ERROR(runner.idle(cancel_));
+      continue;
+    }
+    backend.experts(step_, {rows(w.normed),
+                            w.expert_hidden.view().row_slice(0, w.plan.num_slots()),
+                            w.expert_out.view().row_slice(0, w.plan.num_slots()),
+                            uses,
+                            {w.parts.data(), ready}});
+  }
+  // The leases end with `set`: what was enqueued must have read the experts by then.
+  return runner.wait(backend, backend.record(), cancel_);
+}
+
+Status Forward::finish(Runner& runner) {
+  next_layer_ = engine_.num_layers() - 1;  // the head stands on the last layer's device
+  Backend& backend = this->backend();
+  Workspace& w = *workspace_;
+  backend.add_rms_norm(step_, rows(w.h), rows(w.residual), /*first=*/false,
+                       engine_.weights().final_norm.view(), engine_.config().rms_norm_eps,
+                       rows(w.normed));
+  const auto wanted = static_cast<std::int64_t>(logit_rows_.size());
+  if (wanted > 0) {
+    const TensorView hidden = w.logit_hidden.view().row_slice(0, wanted);
+    const TensorView logits = w.logits.view().row_slice(0, wanted);
+    backend.gather_logit_rows(step_, rows(w.normed), hidden);
+    backend.logits(step_, *engine_.weights().head, hidden, logits);
+    backend.copy_out(w.host_logits.view().data, logits);
+  }
+  RETURN_IF_ERROR(runner.wait(backend, backend.record(), cancel_));
+  RETURN_IF_ERROR(backend.status());
+  for (const Segment& segment : segments_) segment.kv->commit(segment.num_rows);
+  num_reserved_ = 0;
+  next_layer_ = kFinished;
+  return {};
+}
+
+RowsView Forward::logits() const {
+  CHECK(done(), "logits() of an unfinished pass");
+  return {workspace_->host_logits.view().row<const float>(0), static_cast<int>(logit_rows_.size()),
+          engine_.config().vocab_size};
+}
+
+TensorView Forward::hidden() const {
+  CHECK(done(), "hidden() of an unfinished pass");
+  return rows(workspace_->normed);
+}
+
+}  // namespace stoker

@@ -1,0 +1,81 @@
+// One forward pass over a batch. Several may be alive; the runner advances them layer by layer, so
+// that decode of one session goes on between the layers of another's prefill.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "core/base/error.h"
+#include "core/runtime/engine.h"
+#include "core/runtime/step.h"
+#include "core/runtime/workspace.h"
+
+namespace stoker {
+
+class Runner;
+
+class Forward {
+ public:
+  // Made by the runner, which keeps and reuses passes with their workspaces: starting one allocates
+  // nothing.
+  Forward(Runner& runner, std::unique_ptr<Workspace> workspace);
+  ~Forward() { release(); }
+  Forward(const Forward&) = delete;
+  Forward& operator=(const Forward&) = delete;
+
+  // Checks the batch, reserves its KV positions, takes the embedding. On error nothing has changed.
+  // The batch's tokens, hooks and cancel token stay valid until the pass ends; a sequence takes
+  // part in one pass at a time.
+  Status start(const StepBatch& batch);
+  // Gives the reservations of an unfinished pass back: its sequences are as they were.
+  void release();
+
+  bool done() const { return next_layer_ == kFinished; }
+  // Runs the next layer; after the last one also the head, and commits the new positions. After an
+  // error the pass is over and its sequences are as they were.
+  Status run_layer(Runner& runner);
+
+  // When done: logits of the wanted rows in ascending row order, and the state after the final norm
+  // [T, hidden_size].
+  RowsView logits() const;
+  TensorView hidden() const;
+  // Wanted rows, ascending; row i of logits() belongs to row logit_rows()[i] of the batch.
+  std::span<const std::int32_t> logit_rows() const { return logit_rows_; }
+  int max_rows() const { return workspace_->limits.max_rows; }
+
+ private:
+  static constexpr int kFinished = -1;
+
+  Status describe(const StepBatch& batch);
+  Status reserve();
+  Status run_one_layer(Runner& runner, const LayerSpec& spec, const LayerWeights& weights);
+  Status attention(Runner& runner, const LayerSpec& spec, const LayerWeights& weights);
+  Status select(Runner& runner, const LayerSpec& spec, const LayerWeights& weights);
+  Status apply_selection_hooks(Runner& runner, const LayerSpec& spec);
+  Status mixture_of_experts(Runner& runner, const LayerSpec& spec, const LayerWeights& weights);
+  Status route(Runner& runner, const LayerSpec& spec, const LayerWeights& weights);
+  Status run_experts(Runner& runner, const LayerSpec& spec);
+  Status finish(Runner& runner);
+
+  // A workspace tensor cut to this step's rows.
+  TensorView rows(const Tensor& tensor) const {
+    return tensor.view().row_slice(0, step_.num_rows());
+  }
+  Backend& backend() const;  // runs the dense part of the next layer
+
+  const Engine& engine_;
+  Runner& runner_;
+  std::unique_ptr<Workspace> workspace_;
+  StepHooks* hooks_ = nullptr;
+  StepView step_;
+  std::vector<Segment> segments_;
+  std::vector<RowRange> ranges_;
+  std::vector<SequencePages> sequences_;
+  std::vector<std::int32_t> positions_, logit_rows_;
+  const CancelToken* cancel_ = nullptr;
+  int next_layer_ = kFinished;
+  int selecting_layer_ = -1;      // whose selection the workspace holds
+  std::size_t num_reserved_ = 0;  // segments whose KV positions are held and not yet committed
+};
+
+}  // namespace stoker
