@@ -116,15 +116,17 @@ class Translator {
 
   Status group() {
     if (rest_.starts_with("(*")) return refuse("(*");
-    copy(1);
-    if (!rest_.starts_with('?')) return {};
+    if (!rest_.starts_with("(?")) {
+      copy(1);
+      return {};
+    }
     for (const std::string_view kind : kGroups) {
-      if (rest_.substr(1).starts_with(kind)) {
-        copy(1 + kind.size());
+      if (rest_.substr(2).starts_with(kind)) {
+        copy(2 + kind.size());
         return {};
       }
     }
-    return refuse("(" + std::string(rest_.substr(0, 4)));
+    return refuse(rest_.substr(0, 4));
   }
 
   // {n}, {n,} and {n,m}, with at most ? behind: + is possessive in PCRE2 and a second repetition in
