@@ -72,7 +72,7 @@ TEST(TensorTable, PublishedCosts) {
   // All but the embedding, of which one row, and 58 layers of 8 experts.
   EXPECT_EQ(config.active_bytes(), 19963965120 - 1853358080LL + 14336 + 20439638016);
   EXPECT_EQ(config.active_bytes(QuantFormat::kBf16) - config.active_bytes(),
-            58 * 8 * (88080384 - 44050944));
+            58LL * 8 * (88080384 - 44050944));
 }
 
 TEST(TensorTable, PublishedKvBytes) {
