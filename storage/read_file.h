@@ -1,0 +1,39 @@
+// A regular file open for reading at any place, from any thread.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+
+#include "core/base/error.h"
+
+namespace stoker::storage {
+
+class ReadFile {
+ public:
+  static Result<ReadFile> open(const std::filesystem::path& path);
+
+  ReadFile(ReadFile&& other) noexcept;
+  ReadFile& operator=(ReadFile&& other) noexcept;
+  ReadFile(const ReadFile&) = delete;
+  ReadFile& operator=(const ReadFile&) = delete;
+  ~ReadFile();
+
+  const std::filesystem::path& path() const { return path_; }
+  int fd() const { return fd_; }
+  std::int64_t size() const { return size_; }  // when it was opened
+
+  // Fills `dst` from byte `offset` on, or fails; errors name the file.
+  Status read(std::int64_t offset, std::span<std::byte> dst) const;
+
+ private:
+  ReadFile(std::filesystem::path path, int fd, std::int64_t size)
+      : path_(std::move(path)), fd_(fd), size_(size) {}
+
+  std::filesystem::path path_;
+  int fd_ = -1;
+  std::int64_t size_ = 0;
+};
+
+}  // namespace stoker::storage
