@@ -185,7 +185,8 @@ void Bpe::encode_long(std::string_view piece, Scratch& scratch, std::vector<Toke
   if (scratch.queue_ == nullptr) scratch.queue_ = std::make_unique<Queue>(merges_.size());
   Queue& queue = *scratch.queue_;
   std::vector<Symbol>& symbols = scratch.symbols_;
-  symbols.resize(piece.size());
+  symbols.clear();
+  symbols.reserve(piece.size());
 
   const auto rank_pair = [&](std::uint32_t place) {
     Symbol& symbol = symbols[place];
@@ -196,8 +197,9 @@ void Bpe::encode_long(std::string_view piece, Scratch& scratch, std::vector<Toke
   // 1. One symbol per byte.
   const auto num_symbols = static_cast<std::uint32_t>(piece.size());
   for (std::uint32_t i = 0; i < num_symbols; ++i) {
-    symbols[i] = {byte_tokens_[static_cast<std::uint8_t>(piece[i])], i - 1,
-                  i + 1 == num_symbols ? kNone : i + 1, kNoRank};  // 0 - 1 is kNone
+    const TokenId id = byte_tokens_[static_cast<std::uint8_t>(piece[i])];
+    const std::uint32_t next = i + 1 == num_symbols ? kNone : i + 1;
+    symbols.push_back({id, i - 1, next, kNoRank});  // 0 - 1 is kNone
   }
   for (std::uint32_t i = 0; i < num_symbols; ++i) rank_pair(i);
 

@@ -57,7 +57,7 @@ class Reader : public nlohmann::json_sax<Json> {
         const std::size_t space = value.find(' ');
         if (space == std::string::npos || value.find(' ', space + 1) != std::string::npos) {
           return refuse(fmt::format("model.merges[{}] is not two tokens with a space between",
-                                    out_->merges_left.size()));
+                                    merge_index()));
         }
         out_->merges_left.push_back(std::string_view(value).substr(0, space));
         out_->merges_right.push_back(std::string_view(value).substr(space + 1));
@@ -98,7 +98,6 @@ class Reader : public nlohmann::json_sax<Json> {
     }
     if (place_ == Place::kMerges) {
       place_ = Place::kMergePair;
-      num_in_pair_ = 0;
       return true;
     }
     return open(Json::array());
@@ -107,7 +106,9 @@ class Reader : public nlohmann::json_sax<Json> {
   bool end_array() override {
     if (place_ == Place::kMergePair) {
       place_ = Place::kMerges;
-      return num_in_pair_ == 2 || refuse_pair();
+      if (num_in_pair_ != 2) return refuse_pair();
+      num_in_pair_ = 0;
+      return true;
     }
     if (place_ == Place::kMerges) {
       place_ = Place::kDocument;
@@ -155,8 +156,12 @@ class Reader : public nlohmann::json_sax<Json> {
   }
 
   bool refuse_pair() {
-    return refuse(
-        fmt::format("model.merges[{}] is not a pair of strings", out_->merges_left.size() - 1));
+    return refuse(fmt::format("model.merges[{}] is not a pair of strings", merge_index()));
+  }
+
+  // Of the merge being read.
+  std::size_t merge_index() const {
+    return out_->merges_right.size() - (num_in_pair_ == 2 ? 1 : 0);
   }
 
   bool at_model_field(std::string_view field) const {
@@ -187,8 +192,8 @@ class Reader : public nlohmann::json_sax<Json> {
                                 shorten(key_)));
     }
     if (place_ != Place::kDocument) {
-      return refuse(fmt::format("model.merges[{}] is neither a string nor a pair of strings",
-                                out_->merges_left.size()));
+      return refuse(
+          fmt::format("model.merges[{}] is neither a string nor a pair of strings", merge_index()));
     }
     return place(std::move(value)) != nullptr;
   }
@@ -216,7 +221,7 @@ class Reader : public nlohmann::json_sax<Json> {
   std::vector<Open> open_;  // pointers stay good: a parent grows only after its child is closed
   Place place_ = Place::kDocument;
   std::string key_;
-  int num_in_pair_ = 0;
+  int num_in_pair_ = 0;  // strings read of the pair that is open
   std::size_t num_values_ = 0;
   bool seen_vocab_ = false;
   bool seen_merges_ = false;

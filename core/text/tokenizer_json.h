@@ -24,8 +24,8 @@ struct AddedToken {
 };
 
 struct TokenizerJson {
-  StringList vocabulary;  // spelled in the byte alphabet, distinct ids not yet checked
-  std::vector<TokenId> vocabulary_ids;   // beside `vocabulary`, each in 0 .. kMaxTokenId-1
+  StringList vocabulary;                // spelled in the byte alphabet, not yet checked for repeats
+  std::vector<TokenId> vocabulary_ids;  // beside `vocabulary`, each in 0 .. kMaxTokenId-1
   StringList merges_left, merges_right;  // same length; the index is the rank
   std::vector<AddedToken> added_tokens;
   std::vector<std::string> split_patterns;  // as in the file, in order
