@@ -2,7 +2,7 @@
 
 #include <new>
 
-namespace stoker::prefetch {
+namespace stoker {
 namespace {
 
 constexpr std::align_val_t kPageAlign{4096};
@@ -103,4 +103,4 @@ std::size_t ResidentExperts::Set::take_ready(std::span<ExpertPart> out) {
   return taken;
 }
 
-}  // namespace stoker::prefetch
+}  // namespace stoker

@@ -10,7 +10,7 @@
 #include "core/interface/expert_source.h"
 #include "core/model/model_config.h"
 
-namespace stoker::prefetch {
+namespace stoker {
 
 class ResidentExperts final : public ExpertProvider {
  public:
@@ -63,4 +63,4 @@ class ResidentExperts final : public ExpertProvider {
   std::int64_t total_bytes_ = 0;
 };
 
-}  // namespace stoker::prefetch
+}  // namespace stoker

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
-
 #include <functional>
 #include <vector>
 
@@ -10,7 +9,8 @@
 
 namespace stoker::tools {
 
-// What main() dispatches on. `run` returns the exit status, or an Error that main() prints (status 1).
+// What main() dispatches on. `run` returns the exit status, or an Error that main() prints (status
+// 1).
 struct Command {
   CLI::App* app = nullptr;
   std::function<Result<int>()> run;

@@ -8,7 +8,9 @@
 
 int main(int argc, char** argv) {
   using namespace stoker;
-  CLI::App program("Runs DeepSeek-V3.2 class mixture-of-experts models on machines that cannot hold them.", "stoker");
+  CLI::App program(
+      "Runs DeepSeek-V3.2 class mixture-of-experts models on machines that cannot hold them.",
+      "stoker");
   program.set_version_flag("--version", std::string("stoker ") + STOKER_VERSION);
   program.require_subcommand(1);
   program.get_formatter()->column_width(44);

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
-
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -36,7 +35,8 @@ void add_model_flags(CLI::App& app, ModelFlags& flags);
 // The directory that MODEL means; the shipped model if it is empty.
 Result<std::filesystem::path> model_directory(const std::string& model);
 
-// Bytes of "512MiB", "48GiB", "24GB", "1000"; binary suffixes are powers of 1024, decimal ones of 1000.
+// Bytes of "512MiB", "48GiB", "24GB", "1000"; binary suffixes are powers of 1024, decimal ones of
+// 1000.
 Result<std::int64_t> parse_size(std::string_view text);
 
 // A model that runs. Destroyed from the bottom up.

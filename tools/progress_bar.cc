@@ -31,10 +31,10 @@ void ProgressBar::update(std::int64_t done, std::int64_t total) {
   const double rate = seconds > 0.0 ? static_cast<double>(done) / seconds : 0.0;
   const double left = rate > 0.0 ? static_cast<double>(total - done) / rate : 0.0;
   const int filled = static_cast<int>(share * kBarWidth);
-  const std::string speed =
-      unit_ == Unit::kBytes ? fmt::format("{:.2f} GB/s", rate / 1e9) : fmt::format("{:.0f} tok/s", rate);
-  fmt::print(stderr, "\r\033[K{} [{:=<{}}{: <{}}] {:3.0f} %  {}  {:.0f} s left", label_, "", filled, "",
-             kBarWidth - filled, share * 100.0, speed, left);
+  const std::string speed = unit_ == Unit::kBytes ? fmt::format("{:.2f} GB/s", rate / 1e9)
+                                                  : fmt::format("{:.0f} tok/s", rate);
+  fmt::print(stderr, "\r\033[K{} [{:=<{}}{: <{}}] {:3.0f} %  {}  {:.0f} s left", label_, "", filled,
+             "", kBarWidth - filled, share * 100.0, speed, left);
   std::fflush(stderr);
 }
 

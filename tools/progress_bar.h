@@ -1,4 +1,5 @@
-// A progress line on standard error with rate and time left; silent when standard error is not a terminal.
+// A progress line on standard error with rate and time left; silent when standard error is not a
+// terminal.
 #pragma once
 
 #include <chrono>

@@ -10,6 +10,10 @@
 // timing, residency or how many rows there are: within a purpose a row's bits do not depend on the
 // other rows of the step.
 //
+// Parameters and the spans in them are read during the call, except what is said to be a mailbox,
+// host memory of a copy, or the StepView: those stay valid until an event after the operation. Any
+// operand may be a column slice.
+//
 // Errors of enqueued work are kept by the backend and come out of status() and finish(). Not
 // thread-safe: the driver thread owns it. Formulas: spec/deepseek-v3.2.md section 3; shapes are
 // [rows, cols], T = rows of the step.

@@ -1,0 +1,45 @@
+// A runner over a tiny random model in memory, for tests of the forward pass.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/runtime/runner.h"
+#include "core/runtime/session.h"
+#include "tests/support/memory_model.h"
+
+namespace stoker::test {
+
+// Room for short tests that want every row's logits.
+inline constexpr RunnerOptions kTinyRunner{
+    .context_tokens = 1024, .prefill_rows = 128, .decode_rows = 8, .prefill_logit_rows = 128};
+
+class TinyEngine {
+ public:
+  using WrapProvider =
+      std::function<std::unique_ptr<ExpertProvider>(std::unique_ptr<ExpertProvider>)>;
+
+  // `config` is the text of a config.json (published_configs.h).
+  TinyEngine(const std::string& config, std::unique_ptr<Backend> backend,
+             RunnerOptions options = kTinyRunner, const WrapProvider& wrap = nullptr);
+
+  Runner& runner() { return *runner_; }
+  const ModelConfig& config() const { return runner_->engine().config(); }
+  KvSequence sequence() { return KvSequence(runner_->kv_pool()); }
+
+  // Feeds `tokens` to `kv` in one pass and returns the logits of the wanted rows.
+  std::vector<std::vector<float>> feed(KvSequence& kv, std::span<const TokenId> tokens,
+                                       Purpose purpose, Logits want);
+  // The logits of a finished pass.
+  static std::vector<std::vector<float>> rows_of(const Forward& forward);
+
+ private:
+  std::unique_ptr<Runner> runner_;
+};
+
+// Token ids in [0, vocab_size), never all equal.
+std::vector<TokenId> random_tokens(int count, int vocab_size, std::uint64_t seed);
+
+}  // namespace stoker::test

@@ -1,0 +1,64 @@
+// Files of `stoker eval`: token ids, logits, routes and selections, in the shapes of the reference
+// checkpoints.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/base/error.h"
+#include "core/base/ids.h"
+#include "core/model/model_config.h"
+
+namespace stoker::tools {
+
+// A JSON array of token ids.
+Result<std::vector<TokenId>> read_tokens(const std::filesystem::path& path);
+
+// Writes `<f4` [rows, cols] in C order, row by row.
+class NpyWriter {
+ public:
+  static Result<NpyWriter> create(const std::filesystem::path& path, std::int64_t rows,
+                                  std::int64_t cols);
+  Status append(std::span<const float> row);
+  Status close();
+
+ private:
+  struct CloseFile {
+    void operator()(std::FILE* file) const { std::fclose(file); }
+  };
+  NpyWriter(std::string path, std::FILE* file) : path_(std::move(path)), file_(file) {}
+  std::string path_;
+  std::unique_ptr<std::FILE, CloseFile> file_;
+};
+
+// Chosen experts of one layer: [T][top_k], best first; weights may be empty (forced files need not
+// give them).
+struct LayerRoutes {
+  std::vector<std::int32_t> experts;
+  std::vector<float> weights;
+};
+// Selected positions of one layer by query row.
+using LayerSelection = std::map<int, std::vector<std::int32_t>>;
+
+struct Routes {
+  std::map<int, LayerRoutes> layers;
+};
+struct Selections {
+  std::map<int, LayerSelection> layers;
+};
+
+// Both check what they read against the model and `num_rows`: layers, ids, shapes.
+Result<Routes> read_routes(const std::filesystem::path& path, const ModelConfig& config,
+                           int num_rows);
+Result<Selections> read_selections(const std::filesystem::path& path, const ModelConfig& config,
+                                   int num_rows);
+Status write_routes(const std::filesystem::path& path, const Routes& routes, int top_k);
+Status write_selections(const std::filesystem::path& path, const Selections& selections);
+
+}  // namespace stoker::tools
