@@ -23,10 +23,61 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
+Result<DType> parse_float_type(std::string_view flag, const std::string& value,
+                               DType default_type) {
+  if (value.empty()) return default_type;
+  if (value == "bf16") return DType::kBf16;
+  if (value == "f32") return DType::kF32;
+  return make_error(ErrorCode::kUnsupported, "--{} {} is not supported yet; bf16 and f32 are", flag,
+                    value);
+}
+
 struct BackendChoice {
   std::unique_ptr<Team> team;
   std::unique_ptr<Backend> backend;
 };
+
+Result<BackendChoice> make_reference(const ModelFlags& flags) {
+  for (const auto& [flag, value] :
+       {std::pair("activations", flags.activations), {"kv-cache", flags.kv_cache}}) {
+    if (!value.empty() && value != "f32") {
+      return make_error(ErrorCode::kInvalidArgument,
+                        "--backend reference computes in f32 only; leave --{} {} out", flag, value);
+    }
+  }
+  BackendChoice choice;
+  choice.backend = std::make_unique<ReferenceBackend>();
+  return choice;
+}
+
+Result<BackendChoice> make_cpu(const ModelFlags& flags) {
+  CpuBackendOptions options;
+  ASSIGN_OR_RETURN(options.activations,
+                   parse_float_type("activations", flags.activations, DType::kBf16));
+  ASSIGN_OR_RETURN(options.kv, parse_float_type("kv-cache", flags.kv_cache, DType::kBf16));
+  ASSIGN_OR_RETURN(options.isa, parse_isa(flags.isa));
+  const std::vector<int> cpus = Topology::detect().pin_order(flags.threads);
+  BackendChoice choice;
+  choice.team = std::make_unique<Team>(static_cast<int>(cpus.size()), cpus, cpu_thread_init());
+  ASSIGN_OR_RETURN(choice.backend, make_cpu_backend(*choice.team, options));
+  return choice;
+}
+
+Result<BackendChoice> make_cuda(const ModelFlags& flags) {
+  CudaBackendOptions options;
+  ASSIGN_OR_RETURN(options.activations,
+                   parse_float_type("activations", flags.activations, DType::kBf16));
+  ASSIGN_OR_RETURN(options.kv, parse_float_type("kv-cache", flags.kv_cache, DType::kBf16));
+  BackendChoice choice;
+  ASSIGN_OR_RETURN(choice.backend, make_cuda_backend(options));
+  return choice;
+}
+
+Result<BackendChoice> make_backend(const ModelFlags& flags) {
+  if (flags.backend == "reference") return make_reference(flags);
+  if (flags.backend == "cuda") return make_cuda(flags);
+  return make_cpu(flags);
+}
 
 }  // namespace
 
@@ -76,6 +127,63 @@ void add_model_argument(CLI::App& app, ModelFlags& flags, bool required) {
   app.add_option("MODEL", flags.model,
                  "Checkpoint directory (default: the model shipped with stoker)")
       ->required(required);
+}
+
+void add_model_flags(CLI::App& app, ModelFlags& flags) {
+  app.add_option("--backend", flags.backend, "Which code computes; auto is cpu")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda", "reference"}))
+      ->capture_default_str();
+  app.add_option("--isa", flags.isa, "Instruction set of the cpu backend's kernels")
+      ->check(CLI::IsMember({"auto", "scalar", "avx2", "avx512", "amx"}))
+      ->capture_default_str();
+  app.add_option("--threads", flags.threads, "Compute threads (default: one per physical core)")
+      ->check(CLI::Range(1, 1024));
+  app.add_option("--ram", flags.ram,
+                 "Memory that routed experts may take, e.g. 48GiB (default: no limit)");
+  app.add_option("--activations", flags.activations,
+                 "Activations between modules: bf16 (default) or f32")
+      ->check(CLI::IsMember({"bf16", "f32"}));
+  app.add_option("--kv-cache", flags.kv_cache,
+                 "Cached keys: bf16 (default) or f32; fp8 comes later")
+      ->check(CLI::IsMember({"bf16", "f32", "fp8"}));
+}
+
+void add_context_flag(CLI::App& app, ModelFlags& flags) {
+  app.add_option("--ctx", flags.ctx, "Tokens of context to reserve memory for")
+      ->check(CLI::Range(1, 1 << 24))
+      ->capture_default_str();
+}
+
+Result<LoadedModel> load_model(const ModelFlags& flags, RowNeeds rows) {
+  const Clock::time_point start = Clock::now();
+  LoadedModel model;
+  ASSIGN_OR_RETURN(model.directory, model_directory(flags.model));
+  ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::load(model.directory));
+  std::int64_t max_expert_bytes = 0;
+  if (!flags.ram.empty()) {
+    ASSIGN_OR_RETURN(max_expert_bytes, parse_size(flags.ram), "--ram");
+  }
+  ASSIGN_OR_RETURN(const auto checkpoint, storage::Checkpoint::open(model.directory, config));
+  ASSIGN_OR_RETURN(BackendChoice choice, make_backend(flags));
+  model.team = std::move(choice.team);
+  std::unique_ptr<ResidentExperts> experts;
+  {
+    ProgressBar progress("loading weights", ProgressBar::Unit::kBytes);
+    ASSIGN_OR_RETURN(model.engine, Engine::load(config, *checkpoint, std::move(choice.backend),
+                                                progress.callback()));
+  }
+  {
+    ProgressBar progress("loading experts", ProgressBar::Unit::kBytes);
+    ASSIGN_OR_RETURN(
+        experts, ResidentExperts::load(config, *checkpoint, max_expert_bytes, progress.callback()));
+  }
+  RunnerOptions options;
+  options.context_tokens = std::min(flags.ctx, config.max_position_embeddings);
+  if (rows.prefill_rows > 0) options.prefill_rows = rows.prefill_rows;
+  if (rows.logit_rows > 0) options.prefill_logit_rows = rows.logit_rows;
+  ASSIGN_OR_RETURN(model.runner, Runner::create(model.engine, std::move(experts), options));
+  model.load_seconds = seconds_since(start);
+  return model;
 }
 
 }  // namespace stoker::tools

@@ -31,6 +31,7 @@ struct ModelFlags {
 // Declares MODEL as positional argument, and the flags.
 void add_model_argument(CLI::App& app, ModelFlags& flags, bool required = false);
 void add_model_flags(CLI::App& app, ModelFlags& flags);
+void add_context_flag(CLI::App& app, ModelFlags& flags);
 
 // The directory that MODEL means; the shipped model if it is empty.
 Result<std::filesystem::path> model_directory(const std::string& model);
