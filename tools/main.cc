@@ -2,21 +2,27 @@
 
 #include <fmt/format.h>
 
+#include <csignal>
 #include <cstdio>
+#include <exception>
+#include <string>
+#include <vector>
 
 #include "tools/command.h"
 
-int main(int argc, char** argv) {
-  using namespace stoker;
+namespace stoker::tools {
+namespace {
+
+int run(int argc, char** argv) {
   CLI::App program(
       "Runs DeepSeek-V3.2 class mixture-of-experts models on machines that cannot hold them.",
       "stoker");
   program.set_version_flag("--version", std::string("stoker ") + STOKER_VERSION);
   program.require_subcommand(1);
   program.get_formatter()->column_width(44);
-  const std::vector<tools::Command> commands = {
-      tools::add_chat(program),   tools::add_generate(program), tools::add_tokenize(program),
-      tools::add_render(program), tools::add_eval(program),     tools::add_inspect(program),
+  const std::vector<Command> commands = {
+      add_tokenize(program),
+      add_render(program),
   };
   try {
     program.parse(argc, argv);
@@ -24,12 +30,27 @@ int main(int argc, char** argv) {
     const int status = program.exit(error);  // prints help (0) or what was wrong
     return status == 0 ? 0 : 2;
   }
-  for (const tools::Command& command : commands) {
+  for (const Command& command : commands) {
     if (!command.app->parsed()) continue;
-    Result<int> status = command.run();
+    const Result<int> status = command.run();
     if (status.ok()) return *status;
+    // The user or the reader of our output wants no more: nothing to complain about.
+    if (status.error().code() == ErrorCode::kCancelled) return 0;
     fmt::print(stderr, "stoker: {}\n", status.error().message());
     return 1;
   }
   return 2;
+}
+
+}  // namespace
+}  // namespace stoker::tools
+
+int main(int argc, char** argv) {
+  std::signal(SIGPIPE, SIG_IGN);  // a closed output is an error of a write, and handled there
+  try {
+    return stoker::tools::run(argc, argv);
+  } catch (const std::exception& error) {  // out of memory, above all
+    std::fprintf(stderr, "stoker: %s\n", error.what());
+    return 1;
+  }
 }
