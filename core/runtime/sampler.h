@@ -21,7 +21,7 @@ struct SamplerOptions {
       1.0f;  // divides positive, multiplies negative logits of tokens seen before
   float presence_penalty = 0.0f;   // subtracted once from tokens seen before
   float frequency_penalty = 0.0f;  // subtracted per occurrence
-  std::vector<std::pair<TokenId, float>> logit_bias;
+  std::vector<std::pair<TokenId, float>> logit_bias{};
   std::uint64_t seed = 0;
 };
 

@@ -1,0 +1,93 @@
+#include "core/runtime/kv_pool.h"
+
+#include <gtest/gtest.h>
+
+#include "cpu/reference_backend.h"
+#include "tests/support/published_configs.h"
+
+namespace stoker {
+namespace {
+
+class KvPoolTest : public testing::Test {
+ protected:
+  KvPoolTest()
+      : config_(ModelConfig::parse(test::tiny_config()).value()),
+        pool_(KvPool::create(config_, backend_, 4).value()) {}
+
+  int num_free() const { return pool_->num_free(KvStream::kLatent); }
+
+  ReferenceBackend backend_;
+  ModelConfig config_;
+  std::unique_ptr<KvPool> pool_;
+};
+
+TEST_F(KvPoolTest, PagesComeAndGo) {
+  KvSequence kv(*pool_);
+  ASSERT_TRUE(kv.reserve(65).ok());
+  EXPECT_EQ(num_free(), 2);
+  EXPECT_EQ(kv.length(), 0);
+  kv.commit(65);
+  EXPECT_EQ(kv.length(), 65);
+  EXPECT_EQ(kv.pages().latent.size(), 2u);
+  EXPECT_EQ(kv.pages().index.size(), 2u);
+  kv.rewind(64);
+  EXPECT_EQ(num_free(), 3);
+  {
+    KvSequence moved = std::move(kv);
+  }
+  EXPECT_EQ(num_free(), 4);
+}
+
+TEST_F(KvPoolTest, AFullPoolRefusesWithTheNumbersAndChangesNothing) {
+  KvSequence a(*pool_), b(*pool_);
+  ASSERT_TRUE(a.reserve(200).ok());
+  a.commit(200);
+  EXPECT_EQ(num_free(), 0);
+  ASSERT_TRUE(a.reserve(56).ok());
+  const Status full = b.reserve(1);
+  ASSERT_FALSE(full.ok());
+  EXPECT_EQ(full.error().code(), ErrorCode::kResource);
+  EXPECT_NE(full.error().message().find("1 more need 1 pages of 64 tokens, 0 are free"),
+            std::string::npos)
+      << full.error().message();
+  EXPECT_EQ(b.pages().latent.size(), 0u);
+}
+
+TEST_F(KvPoolTest, AForkCopiesOnlyThePageItWritesInto) {
+  KvSequence one(*pool_);
+  ASSERT_TRUE(one.reserve(70).ok());
+  one.commit(70);
+  const TensorView rows = pool_->layer(KvStream::kLatent, 1).rows;
+  const auto row_of = [&](const KvSequence& kv, int position) {
+    return rows.row<float>(std::int64_t{kv.pages().latent[position / 64]} * 64 + position % 64);
+  };
+  row_of(one, 69)[0] = 42.0f;
+  KvSequence two = one.fork();
+  EXPECT_EQ(num_free(), 2);
+  ASSERT_TRUE(two.reserve(1).ok());
+  EXPECT_EQ(num_free(), 1);
+  EXPECT_EQ(two.pages().latent[0], one.pages().latent[0]);
+  EXPECT_NE(two.pages().latent[1], one.pages().latent[1]);
+  EXPECT_EQ(row_of(two, 69)[0], 42.0f);
+  row_of(two, 69)[0] = 1.0f;
+  EXPECT_EQ(row_of(one, 69)[0], 42.0f);
+  // The other one is alone with its page now.
+  ASSERT_TRUE(one.reserve(1).ok());
+  EXPECT_EQ(num_free(), 1);
+}
+
+TEST_F(KvPoolTest, AForkOnAPageBoundarySharesEverything) {
+  KvSequence one(*pool_);
+  ASSERT_TRUE(one.reserve(64).ok());
+  one.commit(64);
+  KvSequence two = one.fork();
+  ASSERT_TRUE(two.reserve(1).ok());
+  EXPECT_EQ(num_free(), 2);
+  one.rewind(0);
+  EXPECT_EQ(num_free(), 2);
+  two.rewind(0);
+  EXPECT_EQ(num_free(), 4);
+}
+
+}  // namespace
+}  // namespace stoker
