@@ -1,7 +1,6 @@
 #include "core/model/json_fields.h"
 
 #include <algorithm>
-#include <cmath>
 
 namespace stoker {
 
@@ -48,32 +47,65 @@ const nlohmann::json* JsonFields::required(std::string_view name, bool has_fallb
   return value;
 }
 
+bool JsonFields::is_integer_in(const nlohmann::json& value, std::int64_t min,
+                               std::int64_t max) const {
+  if (!value.is_number_integer()) return false;
+  if (value.is_number_unsigned() &&
+      value.get<std::uint64_t>() > static_cast<std::uint64_t>(INT64_MAX)) {
+    return false;
+  }
+  return value.get<std::int64_t>() >= min && value.get<std::int64_t>() <= max;
+}
+
 std::int64_t JsonFields::integer(std::string_view name, std::int64_t min, std::int64_t max,
                                  std::optional<std::int64_t> fallback) {
   const nlohmann::json* value = required(name, fallback.has_value());
   if (value == nullptr) return fallback.value_or(min);
-  const bool too_large = value->is_number_unsigned() &&
-                         value->get<std::uint64_t>() > static_cast<std::uint64_t>(INT64_MAX);
-  if (value->is_number_integer() && !too_large) {
-    const std::int64_t number = value->get<std::int64_t>();
-    if (number >= min && number <= max) return number;
-  }
+  if (is_integer_in(*value, min, max)) return value->get<std::int64_t>();
   fail(make_error(ErrorCode::kInvalidArgument, "{}{} must be a whole number from {} to {}, is {}",
                   prefix_, name, min, max, shown(*value)));
   return min;
 }
 
-double JsonFields::number(std::string_view name, double above, double max,
+std::vector<std::int64_t> JsonFields::integers(std::string_view name, std::int64_t min,
+                                               std::int64_t max,
+                                               std::vector<std::int64_t> fallback) {
+  const nlohmann::json* value = find(name);
+  if (value == nullptr) return fallback;
+  if (!value->is_array()) return {integer(name, min, max)};
+  std::vector<std::int64_t> numbers;
+  for (const nlohmann::json& item : *value) {
+    if (!is_integer_in(item, min, max)) {
+      fail(make_error(ErrorCode::kInvalidArgument,
+                      "{}{} must hold whole numbers from {} to {}, has {}", prefix_, name, min, max,
+                      shown(item)));
+      return fallback;
+    }
+    numbers.push_back(item.get<std::int64_t>());
+  }
+  if (numbers.empty()) {
+    fail(make_error(ErrorCode::kInvalidArgument, "{}{} is an empty list", prefix_, name));
+  }
+  return numbers;
+}
+
+double JsonFields::number(std::string_view name, double min, double max,
                           std::optional<double> fallback) {
   const nlohmann::json* value = required(name, fallback.has_value());
   if (value == nullptr) return fallback.value_or(max);
   if (value->is_number()) {
     const double number = value->get<double>();
-    if (std::isfinite(number) && number > above && number <= max) return number;
+    if (number >= min && number <= max) return number;
   }
-  fail(make_error(ErrorCode::kInvalidArgument,
-                  "{}{} must be a number greater than {} and at most {}, is {}", prefix_, name,
-                  above, max, shown(*value)));
+  fail(make_error(ErrorCode::kInvalidArgument, "{}{} must be a number from {} to {}, is {}",
+                  prefix_, name, min, max, shown(*value)));
+  return max;
+}
+
+double JsonFields::positive(std::string_view name, double max, std::optional<double> fallback) {
+  const double value = number(name, 0.0, max, fallback);
+  if (value > 0.0) return value;
+  fail(make_error(ErrorCode::kInvalidArgument, "{}{} must be greater than 0", prefix_, name));
   return max;
 }
 

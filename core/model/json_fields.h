@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "core/base/error.h"
 
@@ -28,9 +29,12 @@ class JsonFields {
   // Null counts as absent. Without `fallback` an absent field is an error.
   std::int64_t integer(std::string_view name, std::int64_t min, std::int64_t max,
                        std::optional<std::int64_t> fallback = {});
-  // Finite, and greater than `above`, at most `max`.
-  double number(std::string_view name, double above, double max,
-                std::optional<double> fallback = {});
+  // A whole number or a list of at least one.
+  std::vector<std::int64_t> integers(std::string_view name, std::int64_t min, std::int64_t max,
+                                     std::vector<std::int64_t> fallback);
+  double number(std::string_view name, double min, double max, std::optional<double> fallback = {});
+  // Greater than 0.
+  double positive(std::string_view name, double max, std::optional<double> fallback = {});
   bool boolean(std::string_view name, bool fallback);
   std::string text(std::string_view name, std::optional<std::string> fallback = {});
   // The field's value, or null if absent.
@@ -42,6 +46,7 @@ class JsonFields {
   const Status& status() const { return status_; }
 
  private:
+  bool is_integer_in(const nlohmann::json& value, std::int64_t min, std::int64_t max) const;
   const nlohmann::json* required(std::string_view name, bool has_fallback);
 
   const nlohmann::json& object_;

@@ -19,6 +19,7 @@ constexpr std::int64_t kMaxLayers = 4096;
 constexpr std::int64_t kMaxExperts = 1 << 16;
 constexpr std::int64_t kMaxRoutedExperts = 1 << 20;  // of all layers together
 constexpr double kMaxParameters = 1e15;
+constexpr double kMinRopeTheta = 1.5, kMaxRopeTheta = 1e12;  // its logarithm divides
 constexpr std::size_t kMaxFileBytes = 16 << 20;
 
 Error contradiction(std::string message) {
@@ -119,7 +120,7 @@ void ConfigReader::read_dimensions() {
   config_.qk_rope_head_dim = dim("qk_rope_head_dim", kMaxHeadDim);
   config_.v_head_dim = dim("v_head_dim", kMaxHeadDim);
   config_.max_position_embeddings = dim("max_position_embeddings", 1 << 30, 1, 4096);
-  config_.rms_norm_eps = in_.number("rms_norm_eps", 0.0, 1.0, 1e-6);
+  config_.rms_norm_eps = in_.positive("rms_norm_eps", 1.0, 1e-6);
 }
 
 void ConfigReader::read_experts() {
@@ -131,7 +132,7 @@ void ConfigReader::read_experts() {
   config_.topk_group = dim("topk_group", kMaxExperts, 1, 1);
   config_.first_k_dense_replace = dim("first_k_dense_replace", INT32_MAX, 0, 0);
   config_.norm_topk_prob = in_.boolean("norm_topk_prob", true);
-  config_.routed_scaling_factor = in_.number("routed_scaling_factor", 0.0, 1e6, 1.0);
+  config_.routed_scaling_factor = in_.positive("routed_scaling_factor", 1e6, 1.0);
   expect("scoring_func", "sigmoid");
   expect("topk_method", "noaux_tc");
   if (const int frequency = dim("moe_layer_freq", INT32_MAX, 1, 1); frequency != 1) {
@@ -150,19 +151,8 @@ void ConfigReader::read_indexer() {
 void ConfigReader::read_token_ids() {
   const std::int64_t last = config_.vocab_size - 1;
   config_.bos_token_id = static_cast<TokenId>(in_.integer("bos_token_id", 0, last, 0));
-  const nlohmann::json* eos = in_.find("eos_token_id");
-  if (eos == nullptr || !eos->is_array()) {
-    config_.eos_token_id = {static_cast<TokenId>(in_.integer("eos_token_id", 0, last, 1))};
-    return;
-  }
-  if (eos->empty()) in_.fail(contradiction("eos_token_id is an empty list"));
-  for (const nlohmann::json& id : *eos) {
-    if (!id.is_number_integer() || id.get<double>() < 0 || id.get<double>() > double(last)) {
-      in_.fail(contradiction(fmt::format(
-          "eos_token_id must hold whole numbers from 0 to {}, has {}", last, shown(id))));
-      return;
-    }
-    config_.eos_token_id.push_back(id.get<TokenId>());
+  for (const std::int64_t id : in_.integers("eos_token_id", 0, last, {1})) {
+    config_.eos_token_id.push_back(static_cast<TokenId>(id));
   }
 }
 
@@ -188,10 +178,10 @@ Status ConfigReader::read_rope() {
   }
   if (in_.find("rope_theta") == nullptr && parameters != nullptr) {
     JsonFields nested(*parameters, "rope_parameters.");
-    config_.rope_theta = nested.number("rope_theta", 1.0, 1e12, 10000.0);
+    config_.rope_theta = nested.number("rope_theta", kMinRopeTheta, kMaxRopeTheta, 10000.0);
     RETURN_IF_ERROR(nested.status());
   } else {
-    config_.rope_theta = in_.number("rope_theta", 1.0, 1e12, 10000.0);
+    config_.rope_theta = in_.number("rope_theta", kMinRopeTheta, kMaxRopeTheta, 10000.0);
     RETURN_IF_ERROR(in_.status());
   }
   if (scaling == nullptr) return {};
@@ -211,18 +201,14 @@ Status ConfigReader::read_yarn(JsonFields& rope) {
   }
   RopeScaling& yarn = config_.rope_scaling;
   yarn.yarn = true;
-  yarn.factor = rope.number("factor", 0.0, 1e6);
+  yarn.factor = rope.number("factor", 1.0, 1e6);
   yarn.original_max_position_embeddings =
       rope.integer("original_max_position_embeddings", 1, 1 << 30, config_.max_position_embeddings);
-  yarn.beta_fast = rope.number("beta_fast", 0.0, 1e6, 32.0);
-  yarn.beta_slow = rope.number("beta_slow", 0.0, 1e6, 1.0);
-  // 0 is how a config leaves the temperature out; numbers() bounds are open below.
-  const double mscale = rope.number("mscale", -1e-300, 1e3, 0.0);
-  yarn.mscale_all_dim = rope.number("mscale_all_dim", -1e-300, 1e3, 0.0);
+  yarn.beta_fast = rope.positive("beta_fast", 1e6, 32.0);
+  yarn.beta_slow = rope.positive("beta_slow", 1e6, 1.0);
+  const double mscale = rope.number("mscale", 0.0, 1e3, 0.0);
+  yarn.mscale_all_dim = rope.number("mscale_all_dim", 0.0, 1e3, 0.0);
   RETURN_IF_ERROR(rope.status());
-  if (yarn.factor < 1.0) {
-    return contradiction(fmt::format("rope_scaling.factor must be at least 1, is {}", yarn.factor));
-  }
   if (yarn.beta_slow > yarn.beta_fast) {
     return contradiction(fmt::format("rope_scaling.beta_slow {} exceeds beta_fast {}",
                                      yarn.beta_slow, yarn.beta_fast));
