@@ -2,11 +2,10 @@
 
 #include <fmt/format.h>
 
-#include <cmath>
+#include <algorithm>
+#include <array>
 #include <cstdlib>
-#include <cstring>
 #include <numeric>
-#include <optional>
 
 #include "quant/fp8.h"
 
@@ -82,16 +81,22 @@ const StoredTensor* Checkpoint::find(std::string_view name) const {
   return it == tensors_.end() ? nullptr : &it->second;
 }
 
+bool Checkpoint::has(std::string_view name) const {
+  const StoredTensor* tensor = find(name);
+  return tensor != nullptr && !tensor->ignored;
+}
+
 std::vector<std::string> Checkpoint::names() const {
   std::vector<std::string> names;
   names.reserve(tensors_.size());
-  for (const auto& [name, tensor] : tensors_) names.push_back(name);
+  for (const auto& [name, tensor] : tensors_) {
+    if (!tensor.ignored) names.push_back(name);
+  }
   return names;
 }
 
 bool Checkpoint::has_draft_layer(int layer) const {
-  const StoredTensor* projection = find(layer_prefix(layer) + "eh_proj.weight");
-  return projection != nullptr && !projection->ignored;
+  return has(layer_prefix(layer) + "eh_proj.weight");
 }
 
 std::int64_t Checkpoint::total_bytes() const {

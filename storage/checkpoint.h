@@ -41,7 +41,7 @@ class Checkpoint final : public WeightSource, public ExpertSource {
                                                   const ModelConfig& config);
 
   // WeightSource.
-  bool has(std::string_view name) const override { return find(name) != nullptr; }
+  bool has(std::string_view name) const override;
   Result<HostWeight> read(std::string_view name, std::int64_t rows,
                           std::int64_t cols) const override;
   std::int64_t dense_bytes() const override { return dense_bytes_; }

@@ -1,0 +1,40 @@
+// Files that appear complete or not at all: written under another name, synced, renamed.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string_view>
+
+#include "core/base/error.h"
+
+namespace stoker::storage {
+
+// A file in the making. Destroyed before commit() it leaves nothing behind; killed, a ".partial".
+class AtomicFile {
+ public:
+  static Result<AtomicFile> create(const std::filesystem::path& path);
+
+  AtomicFile(AtomicFile&& other) noexcept;
+  AtomicFile& operator=(AtomicFile&&) = delete;
+  ~AtomicFile();
+
+  const std::filesystem::path& path() const { return path_; }
+
+  // Writes at byte `offset`, in any order. A full disk is an error that names the file.
+  Status write(std::int64_t offset, std::span<const std::byte> bytes);
+  // Makes the file durable under its name, replacing what was there.
+  Status commit();
+
+ private:
+  AtomicFile(std::filesystem::path path, std::filesystem::path partial, int fd)
+      : path_(std::move(path)), partial_(std::move(partial)), fd_(fd) {}
+
+  std::filesystem::path path_, partial_;
+  int fd_ = -1;
+};
+
+Status write_text_file(const std::filesystem::path& path, std::string_view text);
+
+}  // namespace stoker::storage
