@@ -164,6 +164,7 @@ Result<LoadedModel> load_model(const ModelFlags& flags, RowNeeds rows) {
     ASSIGN_OR_RETURN(max_expert_bytes, parse_size(flags.ram), "--ram");
   }
   ASSIGN_OR_RETURN(const auto checkpoint, storage::Checkpoint::open(model.directory, config));
+  model.bytes = checkpoint->category_bytes();
   ASSIGN_OR_RETURN(BackendChoice choice, make_backend(flags));
   model.team = std::move(choice.team);
   std::unique_ptr<ResidentExperts> experts;

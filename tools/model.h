@@ -11,6 +11,7 @@
 #include "core/base/progress.h"
 #include "core/base/team.h"
 #include "core/model/model_config.h"
+#include "core/model/tensor_table.h"
 #include "core/runtime/engine.h"
 #include "core/runtime/runner.h"
 
@@ -46,6 +47,7 @@ struct LoadedModel {
   std::unique_ptr<Team> team;  // null for backends that need none
   std::shared_ptr<const Engine> engine;
   std::unique_ptr<Runner> runner;
+  CategoryBytes bytes{};  // stored, by category
   double load_seconds = 0.0;
 };
 
