@@ -1,0 +1,355 @@
+// One text for every operation of a host backend, against the reference backend.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <numeric>
+
+#include "cpu/reference_backend.h"
+#include "tests/cpu/backend_harness.h"
+
+namespace stoker {
+namespace {
+
+struct Case {
+  Isa isa;
+  DType dtype;
+  float tolerance;  // relative to the largest value
+};
+
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  for (const Isa isa : available_isas()) {
+    all.push_back({isa, DType::kF32, 2e-5f});
+    all.push_back({isa, DType::kBf16, 2e-2f});
+  }
+  return all;
+}
+
+class BackendOpsTest : public ::testing::TestWithParam<Case> {
+ protected:
+  Tensor tensor(Backend& backend, std::int64_t rows, std::int64_t cols,
+                const std::vector<float>& values = {}) {
+    return make_tensor(backend, backend.activation_dtype(), rows, cols, values);
+  }
+  // Runs `operation` on both backends and compares what it returns.
+  template <typename F>
+  void compare(const std::string& what, F operation) {
+    const std::vector<float> expected = operation(static_cast<Backend&>(reference));
+    expect_near(operation(*backend), expected, GetParam().tolerance, what);
+    EXPECT_TRUE(backend->finish().ok());
+  }
+
+  std::mt19937 random{17};
+  Team team{2};
+  ReferenceBackend reference;
+  std::unique_ptr<Backend> backend = cpu_backend(team, GetParam().isa, GetParam().dtype);
+};
+INSTANTIATE_TEST_SUITE_P(Cpu, BackendOpsTest, ::testing::ValuesIn(cases()), [](const auto& info) {
+  return std::string(isa_name(info.param.isa)) + "_" + std::string(dtype_name(info.param.dtype));
+});
+
+constexpr Purpose kPurposes[] = {Purpose::kDecode, Purpose::kPrefill};
+constexpr QuantFormat kFormats[] = {QuantFormat::kF32, QuantFormat::kF16, QuantFormat::kBf16,
+                                    QuantFormat::kF8E4m3B128};
+
+TEST_P(BackendOpsTest, Embed) {
+  for (const QuantFormat format : kFormats) {
+    const RandomMatrix table(9, 70, format, random);
+    const TestStep step(9, 9, Purpose::kPrefill);
+    compare("embed", [&](Backend& b) {
+      const WeightPtr weight = b.adopt_embedding(table.row_major()).value();
+      const Tensor out = tensor(b, 9, 70);
+      b.embed(step.view(), *weight, out.view());
+      return floats_of(out.view());
+    });
+  }
+}
+
+TEST_P(BackendOpsTest, LinearOfEveryFormatAndPurpose) {
+  for (const QuantFormat format : kFormats) {
+    const RandomMatrix w(90, 200, format, random);
+    const std::vector<float> x = bf16_floats(7 * 200, random);
+    for (const Purpose purpose : kPurposes) {
+      const TestStep step(7, 7, purpose);
+      for (const bool wide_out : {false, true}) {
+        compare("linear", [&](Backend& b) {
+          const WeightPtr weight = b.adopt(w.row_major()).value();
+          const Tensor in = tensor(b, 7, 200, x);
+          const Tensor out = make_tensor(b, wide_out ? DType::kF32 : b.activation_dtype(), 7, 90);
+          b.linear(step.view(), *weight, in.view(), out.view());
+          return floats_of(out.view());
+        });
+      }
+    }
+  }
+}
+
+TEST_P(BackendOpsTest, LogitsOfChosenRows) {
+  const RandomMatrix head(33, 64, QuantFormat::kBf16, random);
+  const std::vector<float> x = bf16_floats(5 * 64, random);
+  TestStep step(5, 5, Purpose::kPrefill);
+  step.logit_rows = {1, 4};
+  compare("logits", [&](Backend& b) {
+    const WeightPtr weight = b.adopt(head.row_major()).value();
+    const Tensor in = tensor(b, 5, 64, x), gathered = tensor(b, 2, 64);
+    const Tensor out = make_tensor(b, DType::kF32, 2, 33);
+    b.gather_logit_rows(step.view(), in.view(), gathered.view());
+    b.logits(step.view(), *weight, gathered.view(), out.view());
+    return floats_of(out.view());
+  });
+}
+
+TEST_P(BackendOpsTest, Norms) {
+  const std::int64_t n = 150;
+  const std::vector<float> x = bf16_floats(3 * n, random), r = bf16_floats(3 * n, random),
+                           w = bf16_floats(n, random), bias = bf16_floats(n, random);
+  const TestStep step(3, 3, Purpose::kDecode);
+  const auto vector = [&](Backend& b, const std::vector<float>& values) {
+    return b.adopt_vector(make_view(const_cast<float*>(values.data()), DType::kF32, 1, n)).value();
+  };
+  compare("rms_norm in place on a slice", [&](Backend& b) {
+    const Tensor in = tensor(b, 3, n, x);
+    const TensorView slice = in.view().col_slice(0, 100);
+    b.rms_norm(step.view(), slice, vector(b, w).view(), 1e-6f, slice);
+    return floats_of(in.view());
+  });
+  for (const bool first : {true, false}) {
+    compare("add_rms_norm", [&](Backend& b) {
+      const Tensor h = tensor(b, 3, n, x), residual = tensor(b, 3, n, r), out = tensor(b, 3, n);
+      b.add_rms_norm(step.view(), h.view(), residual.view(), first, vector(b, w).view(), 1e-6f,
+                     out.view());
+      std::vector<float> both = floats_of(out.view());
+      const std::vector<float> kept = floats_of(residual.view());
+      both.insert(both.end(), kept.begin(), kept.end());
+      return both;
+    });
+  }
+  compare("layer_norm", [&](Backend& b) {
+    const Tensor in = tensor(b, 3, n, x);
+    b.layer_norm(step.view(), in.view(), vector(b, w).view(), vector(b, bias).view(), 1e-6f);
+    return floats_of(in.view());
+  });
+}
+
+TEST_P(BackendOpsTest, RopeOfBothStyles) {
+  const int half = 8, head = 24, heads = 3;
+  std::vector<float> inv_freq(half);
+  for (int i = 0; i < half; ++i) inv_freq[i] = std::pow(10000.0f, -static_cast<float>(i) / half);
+  const std::vector<float> x = bf16_floats(4 * heads * head, random);
+  const TestStep step(4, 900, Purpose::kDecode);
+  for (const RopeStyle style : {RopeStyle::kInterleaved, RopeStyle::kHalfSplit}) {
+    compare("rope", [&](Backend& b) {
+      EXPECT_TRUE(b.set_rope(inv_freq).ok());
+      const Tensor in = tensor(b, 4, heads * head, x);
+      b.rope(step.view(), in.view(), heads, head, 8, 2 * half, style);
+      return floats_of(in.view());
+    });
+  }
+}
+
+TEST_P(BackendOpsTest, ScaleAndSiluMul) {
+  const std::vector<float> x = bf16_floats(2 * 50, random), y = bf16_floats(2 * 50, random);
+  const TestStep step(2, 2, Purpose::kDecode);
+  compare("scale", [&](Backend& b) {
+    const Tensor in = make_tensor(b, DType::kF32, 2, 50, x);
+    b.scale(step.view(), in.view(), 0.125f);
+    return floats_of(in.view());
+  });
+  compare("silu_mul", [&](Backend& b) {
+    const Tensor gate = tensor(b, 2, 50, x), up = tensor(b, 2, 50, y), out = tensor(b, 2, 50);
+    b.silu_mul(step.view(), gate.view(), up.view(), out.view());
+    return floats_of(out.view());
+  });
+}
+
+TEST_P(BackendOpsTest, GatedFfnOfBothPurposes) {
+  const RandomMatrix gate(70, 130, QuantFormat::kBf16, random),
+      up(70, 130, QuantFormat::kBf16, random), down(130, 70, QuantFormat::kBf16, random);
+  const std::vector<float> x = bf16_floats(5 * 130, random, 0.1f);
+  for (const Purpose purpose : kPurposes) {
+    const TestStep step(5, 5, purpose);
+    compare("gated_ffn", [&](Backend& b) {
+      const WeightPtr g = b.adopt(gate.row_major()).value(), u = b.adopt(up.row_major()).value(),
+                      d = b.adopt(down.row_major()).value();
+      const Tensor in = tensor(b, 5, 130, x), g_out = tensor(b, 5, 99), u_out = tensor(b, 5, 99),
+                   out = tensor(b, 5, 130);
+      b.gated_ffn(step.view(), *g, *u, *d, in.view(), g_out.view().col_slice(0, 70),
+                  u_out.view().col_slice(0, 70), out.view());
+      return floats_of(out.view());
+    });
+  }
+}
+
+// Sizes of attention: one whose heads are whole FP8 scale blocks, one whose are not.
+struct AttentionShape {
+  AttentionDims dims;
+  QuantFormat format;
+};
+std::vector<AttentionShape> attention_shapes() {
+  const AttentionDims small{.num_heads = 5,
+                            .nope_dim = 24,
+                            .rope_dim = 8,
+                            .value_dim = 20,
+                            .latent_dim = 40,
+                            .softmax_scale = 0.2f};
+  const AttentionDims blocks{.num_heads = 2,
+                             .nope_dim = 128,
+                             .rope_dim = 16,
+                             .value_dim = 128,
+                             .latent_dim = 160,
+                             .softmax_scale = 0.1f};
+  return {{small, QuantFormat::kBf16},
+          {small, QuantFormat::kF8E4m3B128},
+          {blocks, QuantFormat::kF8E4m3B128},
+          {blocks, QuantFormat::kF32}};
+}
+
+TEST_P(BackendOpsTest, AttendDenseAndSelected) {
+  for (const AttentionShape& shape : attention_shapes()) {
+    const AttentionDims& dims = shape.dims;
+    const int length = 150, num_rows = 3;
+    const std::int64_t key_dim = dims.latent_dim + dims.rope_dim;
+    const RandomMatrix kv_b(dims.num_heads * (dims.nope_dim + dims.value_dim), dims.latent_dim,
+                            shape.format, random);
+    const std::vector<float> q =
+        bf16_floats(num_rows * dims.num_heads * (dims.nope_dim + dims.rope_dim), random, 0.1f);
+    const std::vector<float> cached = bf16_floats(length * key_dim, random, 0.5f);
+    const std::vector<std::int32_t> chosen = {0, 3, 64, 65, 100, 127, 146};
+    for (const bool sparse : {false, true}) {
+      compare("attend", [&](Backend& b) {
+        // All but the last rows are cached by a step of their own.
+        const TestStep fill(length, length, Purpose::kPrefill);
+        const TestStep step(num_rows, length, 1, Purpose::kPrefill);
+        const Tensor latents = make_tensor(b, b.kv_dtype(), step.cache_rows(), key_dim);
+        const Tensor keys = tensor(b, length, key_dim, cached);
+        b.append_latent(fill.view(), keys.view(), {latents.view()});
+        const WeightPtr weight = b.adopt_kv_b(kv_b.row_major(), dims).value();
+        const Tensor queries = tensor(b, num_rows, q.size() / num_rows, q);
+        const Tensor out = tensor(b, num_rows, dims.num_heads * dims.value_dim);
+        const Tensor positions = b.allocate(DType::kI32, num_rows, 7).value();
+        const Tensor counts = b.allocate(DType::kI32, num_rows, 1).value();
+        for (int t = 0; t < num_rows; ++t) {
+          std::copy(chosen.begin(), chosen.end(), positions.view().row<std::int32_t>(t));
+          counts.view().row<std::int32_t>(t)[0] = t == 1 ? -1 : 7;
+        }
+        const Selection selection{positions.view(), counts.view()};
+        b.attend(step.view(), {dims,
+                               queries.view(),
+                               weight.get(),
+                               {latents.view()},
+                               sparse ? &selection : nullptr,
+                               out.view()});
+        return floats_of(out.view());
+      });
+    }
+  }
+}
+
+TEST_P(BackendOpsTest, SelectTakesTheBestScores) {
+  const IndexerDims dims{.num_heads = 5, .head_dim = 24, .top_k = 40};
+  const int length = 150, num_rows = 4;
+  const std::vector<float> cached = bf16_floats(length * dims.head_dim, random);
+  const std::vector<float> q = bf16_floats(num_rows * dims.num_heads * dims.head_dim, random);
+  const std::vector<float> w = bf16_floats(num_rows * dims.num_heads, random);
+  for (const int last : {150, 41}) {  // 41: rows below and at top_k visible positions, and above
+    std::vector<std::vector<std::int32_t>> found;
+    for (Backend* b : {static_cast<Backend*>(&reference), backend.get()}) {
+      const TestStep fill(length, length, Purpose::kPrefill);
+      const TestStep step(num_rows, last, Purpose::kDecode);
+      const Tensor cache = make_tensor(*b, b->kv_dtype(), fill.cache_rows(), dims.head_dim);
+      const Tensor keys = tensor(*b, length, dims.head_dim, cached);
+      // The short context uses the pages of its own table.
+      const TestStep& owner = last == length ? fill : step;
+      for (int p = 0; p < last; ++p) {
+        b->copy(cache.view().row_slice(owner.cache_row(p), 1), keys.view().row_slice(p, 1));
+      }
+      const Tensor queries = tensor(*b, num_rows, dims.num_heads * dims.head_dim, q);
+      const Tensor weights = make_tensor(*b, DType::kF32, num_rows, dims.num_heads, w);
+      const Tensor positions = b->allocate(DType::kI32, num_rows, dims.top_k).value();
+      const Tensor counts = b->allocate(DType::kI32, num_rows, 1).value();
+      b->select(step.view(), {dims,
+                              queries.view(),
+                              weights.view(),
+                              {cache.view()},
+                              {positions.view(), counts.view()}});
+      const auto* data = positions.view().row<std::int32_t>(0);
+      const auto* count = counts.view().row<std::int32_t>(0);
+      found.emplace_back(data, data + num_rows * dims.top_k);
+      found.back().insert(found.back().end(), count, count + num_rows);
+    }
+    EXPECT_EQ(found[0], found[1]);
+  }
+}
+
+TEST_P(BackendOpsTest, RouteAndCombine) {
+  const RouterSpec spec{.num_experts = 16,
+                        .top_k = 4,
+                        .num_groups = 4,
+                        .top_groups = 2,
+                        .normalise = true,
+                        .scaling = 2.5f};
+  const std::vector<float> logits = random_floats(3 * 16, random), bias = random_floats(16, random);
+  const std::vector<float> parts = bf16_floats(12 * 50, random),
+                           shared = bf16_floats(3 * 50, random);
+  const TestStep step(3, 3, Purpose::kDecode);
+  compare("route and combine", [&](Backend& b) {
+    std::vector<std::int32_t> experts(12), slots(12);
+    std::vector<float> weights(12);
+    const Tensor in = make_tensor(b, DType::kF32, 3, 16, logits);
+    const Tensor by = make_tensor(b, DType::kF32, 1, 16, bias);
+    b.route(step.view(), {spec, in.view(), by.view(), {}, {experts, weights}});
+    std::iota(slots.begin(), slots.end(), 0);
+    const Tensor out = tensor(b, 3, 50);
+    b.combine(step.view(), {tensor(b, 12, 50, parts).view(), slots, weights,
+                            tensor(b, 3, 50, shared).view(), out.view()});
+    std::vector<float> all = floats_of(out.view());
+    all.insert(all.end(), experts.begin(), experts.end());
+    return all;
+  });
+}
+
+TEST_P(BackendOpsTest, ExpertsOfMixedPurposes) {
+  const std::int64_t hidden = 200, inter = 72;
+  for (const QuantFormat format : {QuantFormat::kF8E4m3B128, QuantFormat::kBf16}) {
+    const TestExperts experts(3, hidden, inter, format, random);
+    const std::vector<float> x = bf16_floats(6 * hidden, random, 0.1f);
+    const TestStep step(6, 6, 3, Purpose::kPrefill);
+    const std::vector<std::int32_t> rows0 = {0, 2, 4}, rows2 = {1, 2, 3, 4, 5};
+    const std::vector<float> ones(6, 1.0f);
+    const std::vector<ExpertUse> uses = {
+        {.expert = 0, .rows = rows0, .weights = ones, .num_decode_rows = 2, .slot_begin = 0},
+        {.expert = 2, .rows = rows2, .weights = ones, .num_decode_rows = 2, .slot_begin = 3}};
+    const std::vector<ExpertPart> parts = experts.parts(uses);
+    const auto run = [&](Backend& b) {
+      const Tensor in = tensor(b, 6, hidden, x), mid = tensor(b, 8, inter),
+                   out = tensor(b, 8, hidden);
+      b.experts(step.view(), {in.view(), mid.view(), out.view(), uses, parts});
+      return floats_of(out.view());
+    };
+    compare("experts", run);
+    if (GetParam().dtype == DType::kF32) {  // decode slots 0, 1, 3, 4: the defined arithmetic
+      const std::vector<float> expected = run(reference), got = run(*backend);
+      for (const int slot : {0, 1, 3, 4}) {
+        for (std::int64_t i = slot * hidden; i < (slot + 1) * hidden; ++i) {
+          ASSERT_EQ(f32_to_bits(got[i]), f32_to_bits(expected[i])) << "slot " << slot;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(BackendOpsTest, BadWeightsAreErrors) {
+  std::vector<std::uint8_t> codes(16 * 128, 0x38);
+  codes[77] = 0x7f;
+  const float scale = 1.0f;
+  QuantView view;
+  view.payload = reinterpret_cast<const std::byte*>(codes.data());
+  view.scales = &scale;
+  view.rows = 16;
+  view.cols = 128;
+  view.spec.format = QuantFormat::kF8E4m3B128;
+  EXPECT_EQ(backend->adopt(view).error().code(), ErrorCode::kCorrupt);
+}
+
+}  // namespace
+}  // namespace stoker
