@@ -13,11 +13,10 @@
 namespace stoker {
 
 struct CudaBackendOptions {
-  int device = 0;                    // index into list_gpus()
-  DType activations = DType::kBf16;  // kBf16 or kF32
-  DType kv_cache = DType::kBf16;     // kBf16 or kF32
-  std::int64_t staging_bytes =
-      8 << 20;  // pinned memory through which small tables reach the device
+  int device = 0;                        // index into list_gpus()
+  DType activations = DType::kBf16;      // kBf16 or kF32
+  DType kv_cache = DType::kBf16;         // kBf16 or kF32
+  std::int64_t staging_bytes = 8 << 20;  // pinned, for tables of a step
 };
 
 // The backend of one GPU, or what is missing: built without CUDA, no driver, no such device, a

@@ -1,6 +1,7 @@
 // The factory of a build with CUDA.
 #include <cuda_runtime_api.h>
 
+#include "gpu/backend.h"
 #include "gpu/error.h"
 #include "gpu/factory.h"
 
@@ -20,8 +21,7 @@ Result<std::unique_ptr<Backend>> make_cuda_backend(const CudaBackendOptions& opt
     return make_error(ErrorCode::kNotFound, "there is no GPU {}: the driver shows {}",
                       options.device, num_devices);
   }
-  return make_error(ErrorCode::kUnsupported,
-                    "the CUDA backend does not run models yet; use --backend cpu");
+  return gpu::CudaBackend::create(options);
 }
 
 std::vector<GpuInfo> list_gpus() {

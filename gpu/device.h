@@ -1,0 +1,108 @@
+// Owners of what CUDA hands out: streams, events, device and pinned memory. All of them only move.
+// Handles travel as void*, so that callers need no CUDA headers. Each belongs to the device that is
+// current when it is created; use() makes a device current for the calling thread.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "core/base/error.h"
+
+namespace stoker::gpu {
+
+Status use_device(int device);
+
+struct StreamDeleter {
+  void operator()(void* stream) const;
+};
+struct EventDeleter {
+  void operator()(void* event) const;
+};
+struct DeviceMemoryDeleter {
+  void operator()(void* data) const;
+};
+struct PinnedMemoryDeleter {
+  void operator()(void* data) const;
+};
+
+// An order of device work that does not wait for the default stream.
+class Stream {
+ public:
+  static Result<Stream> create();
+  void* handle() const { return handle_.get(); }  // a cudaStream_t
+  Status synchronize() const;
+
+ private:
+  explicit Stream(void* handle) : handle_(handle) {}
+  std::unique_ptr<void, StreamDeleter> handle_;
+};
+
+// A point in a stream, without timing.
+class StreamEvent {
+ public:
+  static Result<StreamEvent> create();
+  void* handle() const { return handle_.get(); }  // a cudaEvent_t
+  Status record(const Stream& stream);
+  Result<bool> done() const;
+  Status synchronize() const;
+  // Later work of `stream` waits for this event.
+  Status hold(const Stream& stream) const;
+
+ private:
+  explicit StreamEvent(void* handle) : handle_(handle) {}
+  std::unique_ptr<void, EventDeleter> handle_;
+};
+
+class DeviceBuffer {
+ public:
+  DeviceBuffer() = default;
+  static Result<DeviceBuffer> create(std::int64_t bytes);  // zeroed; blocks
+
+  std::byte* data() const { return static_cast<std::byte*>(data_.get()); }
+  std::int64_t bytes() const { return bytes_; }
+  void* release() { return data_.release(); }  // to be given to DeviceMemoryDeleter
+
+  // Copies from host memory to byte `offset`; done when it returns.
+  Status upload(std::int64_t offset, const void* src, std::int64_t bytes);
+  // At least `bytes` large; what it held is lost if it grows.
+  Status grow(std::int64_t bytes);
+
+ private:
+  std::unique_ptr<void, DeviceMemoryDeleter> data_;
+  std::int64_t bytes_ = 0;
+};
+
+// Host memory that the device reads and writes without a copy in between. Zeroed.
+class PinnedBuffer {
+ public:
+  PinnedBuffer() = default;
+  static Result<PinnedBuffer> create(std::int64_t bytes);
+
+  std::byte* data() const { return static_cast<std::byte*>(data_.get()); }
+  std::int64_t bytes() const { return bytes_; }
+  void* release() { return data_.release(); }  // to be given to PinnedMemoryDeleter
+
+ private:
+  std::unique_ptr<void, PinnedMemoryDeleter> data_;
+  std::int64_t bytes_ = 0;
+};
+
+// Takes small tables out of the caller's hands: copy() has read `src` when it returns, and the
+// device copy happens in stream order. Two halves of pinned memory; it waits only when the device
+// is a whole half behind.
+class StagingRing {
+ public:
+  static Result<StagingRing> create(std::int64_t bytes);
+  Status copy(void* device_dst, const void* src, std::int64_t bytes, const Stream& stream);
+
+ private:
+  StagingRing(PinnedBuffer buffer, StreamEvent first, StreamEvent second);
+  Status take(std::int64_t bytes, const Stream& stream);  // makes room in the current half
+
+  PinnedBuffer buffer_;
+  StreamEvent left_[2];  // the copies out of a half, when it was last left
+  int half_ = 0;
+  std::int64_t used_ = 0;  // of the current half
+};
+
+}  // namespace stoker::gpu

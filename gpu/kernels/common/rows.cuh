@@ -1,0 +1,44 @@
+// Reading and writing activations of either type. The branch is the same for a whole launch.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "core/tensor/tensor.h"
+#include "gpu/device.h"
+
+namespace stoker::gpu {
+
+__device__ inline float load(const TensorView& view, std::int64_t row, std::int64_t col) {
+  const std::int64_t at = row * view.row_stride + col;
+  return view.dtype == DType::kF32 ? static_cast<const float*>(view.data)[at]
+                                   : to_f32(static_cast<const bf16*>(view.data)[at]);
+}
+
+// What `value` becomes when it is stored as `dtype`.
+__device__ inline float rounded(DType dtype, float value) {
+  return dtype == DType::kF32 ? value : round_to_bf16(value);
+}
+
+__device__ inline void store(const TensorView& view, std::int64_t row, std::int64_t col,
+                             float value) {
+  const std::int64_t at = row * view.row_stride + col;
+  if (view.dtype == DType::kF32) {
+    static_cast<float*>(view.data)[at] = value;
+  } else {
+    static_cast<bf16*>(view.data)[at] = to_bf16(value);
+  }
+}
+
+inline bool is_activation(const TensorView& view) {
+  return view.dtype == DType::kF32 || view.dtype == DType::kBf16;
+}
+
+inline cudaStream_t native(const Stream& stream) {
+  return static_cast<cudaStream_t>(stream.handle());
+}
+
+inline unsigned blocks_for(std::int64_t count, int threads) {
+  return static_cast<unsigned>((count + threads - 1) / threads);
+}
+
+}  // namespace stoker::gpu

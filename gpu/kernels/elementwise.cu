@@ -1,0 +1,101 @@
+#include "gpu/error.h"
+#include "gpu/kernels/common/rows.cuh"
+#include "gpu/launch.h"
+#include "quant/defined_arithmetic.h"
+
+namespace stoker::gpu {
+namespace {
+
+constexpr int kThreads = 256;
+
+__device__ std::int64_t column() {
+  return static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x;
+}
+
+// grid.x is the row, grid.y a stretch of columns.
+dim3 grid_over(const TensorView& x) {
+  return dim3(static_cast<unsigned>(x.rows), blocks_for(x.cols, kThreads));
+}
+
+__global__ void __launch_bounds__(kThreads) scale(TensorView x, float factor) {
+  const std::int64_t row = blockIdx.x, col = column();
+  if (col < x.cols) store(x, row, col, load(x, row, col) * factor);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    silu_mul(TensorView gate, TensorView up, TensorView out) {
+  const std::int64_t row = blockIdx.x, col = column();
+  if (col >= out.cols) return;
+  store(out, row, col, quant::silu_defined(load(gate, row, col)) * load(up, row, col));
+}
+
+__global__ void __launch_bounds__(kThreads)
+    gather_rows(TensorView x, const std::int32_t* rows, TensorView out) {
+  const std::int64_t row = blockIdx.x, col = column();
+  if (col < out.cols) store(out, row, col, load(x, rows[row], col));
+}
+
+__global__ void __launch_bounds__(kThreads) embed(EmbedParams p) {
+  const std::int64_t row = blockIdx.x, col = column();
+  if (col >= p.out.cols) return;
+  const std::int64_t token = p.tokens[row];
+  store(p.out, row, col,
+        quant::element_at(p.table, token, col) * quant::scale_at(p.table, token, col));
+}
+
+__global__ void __launch_bounds__(kThreads) combine(CombineRowsParams p) {
+  const std::int64_t row = blockIdx.x, col = column();
+  if (col >= p.out.cols) return;
+  float y = 0.0f;
+  for (int i = 0; i < p.top_k; ++i) {
+    const std::int64_t choice = row * p.top_k + i;
+    y = quant::fma_defined(load(p.expert_out, p.slots[choice], col), p.weights[choice], y);
+  }
+  if (p.shared.data != nullptr) y = __fadd_rn(y, load(p.shared, row, col));
+  store(p.out, row, col, y);
+}
+
+}  // namespace
+
+Status launch_scale(TensorView x, float factor, const Stream& stream) {
+  if (x.rows == 0) return {};
+  scale<<<grid_over(x), kThreads, 0, native(stream)>>>(x, factor);
+  return launch_status("scale");
+}
+
+Status launch_silu_mul(TensorView gate, TensorView up, TensorView out, const Stream& stream) {
+  CHECK(
+      gate.cols == out.cols && up.cols == out.cols && gate.rows == out.rows && up.rows == out.rows,
+      "silu_mul: gate [{}, {}], up [{}, {}], out [{}, {}]", gate.rows, gate.cols, up.rows, up.cols,
+      out.rows, out.cols);
+  if (out.rows == 0) return {};
+  silu_mul<<<grid_over(out), kThreads, 0, native(stream)>>>(gate, up, out);
+  return launch_status("silu_mul");
+}
+
+Status launch_gather_rows(TensorView x, const std::int32_t* rows, TensorView out,
+                          const Stream& stream) {
+  CHECK(x.cols == out.cols, "{} columns to {}", x.cols, out.cols);
+  if (out.rows == 0) return {};
+  gather_rows<<<grid_over(out), kThreads, 0, native(stream)>>>(x, rows, out);
+  return launch_status("gather_rows");
+}
+
+Status launch_embed(const EmbedParams& params, const Stream& stream) {
+  CHECK(params.table.layout == WeightLayout::kRowMajor && params.table.cols == params.out.cols,
+        "table of {} columns to {}", params.table.cols, params.out.cols);
+  if (params.out.rows == 0) return {};
+  embed<<<grid_over(params.out), kThreads, 0, native(stream)>>>(params);
+  return launch_status("embed");
+}
+
+Status launch_combine(const CombineRowsParams& params, const Stream& stream) {
+  const CombineRowsParams& p = params;
+  CHECK(p.expert_out.cols == p.out.cols && (p.shared.empty() || p.shared.cols == p.out.cols),
+        "combine: {} and {} columns to {}", p.expert_out.cols, p.shared.cols, p.out.cols);
+  if (p.out.rows == 0) return {};
+  combine<<<grid_over(p.out), kThreads, 0, native(stream)>>>(p);
+  return launch_status("combine");
+}
+
+}  // namespace stoker::gpu

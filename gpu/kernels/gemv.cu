@@ -1,0 +1,69 @@
+#include "gpu/error.h"
+#include "gpu/kernels/common/tile_dots.cuh"
+#include "gpu/launch.h"
+
+namespace stoker::gpu {
+namespace {
+
+// One block per tile of 16 outputs and kInputs rows of x.
+template <QuantFormat kFormat, typename X, int kInputs>
+__global__ void __launch_bounds__(kTileThreads) gemv(GemvParams params, bool aligned) {
+  extern __shared__ float sums[];
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * kInputs;
+  const X* inputs[kInputs];
+  for (int i = 0; i < kInputs; ++i) {
+    // Rows past the last one repeat it and are not stored.
+    const std::int64_t row = first + i < params.x.rows ? first + i : params.x.rows - 1;
+    inputs[i] = static_cast<const X*>(params.x.data) + row * params.x.row_stride;
+  }
+  const float value =
+      tile_dots<kFormat, X, kInputs>(params.weight, blockIdx.x, inputs, aligned, sums);
+  const TileSpot spot = tile_spot();
+  const std::int64_t output = std::int64_t{blockIdx.x} * quant::kTileRows + spot.row;
+  if (spot.input < kInputs && first + spot.input < params.x.rows && output < params.weight.rows) {
+    store(params.y, first + spot.input, output, value);
+  }
+}
+
+}  // namespace
+
+Status launch_gemv(const GemvParams& params, const Stream& stream) {
+  const GemvParams& p = params;
+  check_tiled(p.weight, "gemv");
+  CHECK(is_activation(p.x) && is_activation(p.y), "gemv of {} to {}", dtype_name(p.x.dtype),
+        dtype_name(p.y.dtype));
+  CHECK(p.x.cols == p.weight.cols && p.y.cols == p.weight.rows && p.x.rows == p.y.rows,
+        "[{}, {}] x [{}, {}] -> [{}, {}]", p.x.rows, p.x.cols, p.weight.rows, p.weight.cols,
+        p.y.rows, p.y.cols);
+  if (p.x.rows == 0) return {};
+  const quant::Tile16 tile = quant::tile16_of(p.weight);
+  const bool aligned = reads_aligned(p.x);
+  const auto launch = [&](auto kernel, int inputs) {
+    const int threads = tile_threads(tile, inputs);
+    const dim3 grid(static_cast<unsigned>(tile.num_tiles()), blocks_for(p.x.rows, inputs));
+    kernel<<<grid, threads, tile_shared_bytes(threads, inputs), native(stream)>>>(p, aligned);
+  };
+  for_format_and_input(p.weight.spec.format, p.x.dtype, [&](auto format, auto input) {
+    constexpr QuantFormat kFormat = decltype(format)::value;
+    using X = decltype(input);
+    // How many rows share a reading of the weight does not change any row's arithmetic.
+    if (p.x.rows == 1) {
+      launch(gemv<kFormat, X, 1>, 1);
+    } else if (p.x.rows == 2) {
+      launch(gemv<kFormat, X, 2>, 2);
+    } else {
+      launch(gemv<kFormat, X, 4>, 4);
+    }
+  });
+  return launch_status("gemv");
+}
+
+Status kernels_available() {
+  cudaFuncAttributes attributes;
+  return cuda_status(
+      cudaFuncGetAttributes(
+          &attributes, reinterpret_cast<const void*>(&gemv<QuantFormat::kF8E4m3B128, bf16, 1>)),
+      "looking for kernels that suit this device");
+}
+
+}  // namespace stoker::gpu

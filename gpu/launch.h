@@ -1,0 +1,175 @@
+// Every kernel's parameters and launcher. A launcher checks at the door, enqueues on `stream`, and
+// returns what the launch itself can say; errors of the running kernel come out of a later wait.
+// All addresses are device memory; T = rows of the step. Activations are BF16 or F32 by their
+// view's dtype; sums are F32 and are rounded once, when stored.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "core/base/error.h"
+#include "core/interface/backend.h"
+#include "gpu/device.h"
+
+namespace stoker::gpu {
+
+// Whether this build holds kernels for the current device.
+Status kernels_available();
+
+// The tables of a step in device memory (gpu/step_tables.h fills them).
+struct StepTables {
+  int num_rows = 0;
+  int num_logit_rows = 0;
+  const std::int32_t* tokens = nullptr;        // [T]
+  const std::int32_t* positions = nullptr;     // [T]
+  const std::int32_t* logit_rows = nullptr;    // [num_logit_rows]
+  const std::int32_t* latent_first = nullptr;  // [T] index of the row's sequence in latent_pages
+  const std::int32_t* index_first = nullptr;   // [T] the same for index_pages
+  const std::int32_t* latent_pages = nullptr;  // page tables, one sequence after another
+  const std::int32_t* index_pages = nullptr;
+};
+
+// y[t] = W . x[t] in the defined arithmetic (quant/defined_arithmetic.h), bit for bit, whatever T.
+struct GemvParams {
+  QuantView weight;  // tile16
+  TensorView x;      // [T, cols]
+  TensorView y;      // [T, rows]
+};
+Status launch_gemv(const GemvParams& params, const Stream& stream);
+
+// A block of output rows of one expert, for a few of the rows that chose it.
+inline constexpr int kExpertTaskRows = 4;
+struct ExpertTask {
+  QuantView weight;                            // tile16: gate, or down
+  QuantView up;                                // tile16; empty for a down task
+  int row_begin = 0;                           // first output column
+  int num_inputs = 0;                          // at most kExpertTaskRows
+  std::int32_t in_rows[kExpertTaskRows] = {};  // rows of x
+  std::int32_t out_row = 0;                    // input i goes to row out_row + i of out
+};
+// Gate/up: out = round(silu(round(gate . x)) * round(up . x)). Down: out = round(down . x). In the
+// defined arithmetic, bit for bit. All tasks of a call have the same spec and number of inputs.
+struct ExpertBatchParams {
+  std::span<const ExpertTask> tasks;
+  TensorView x;
+  TensorView out;
+};
+Status launch_expert_gate_up(const ExpertBatchParams& params, const Stream& stream);
+Status launch_expert_down(const ExpertBatchParams& params, const Stream& stream);
+
+struct CombineRowsParams {
+  TensorView expert_out;      // [slots, hidden_size]
+  const std::int32_t* slots;  // [T, top_k]
+  const float* weights;       // [T, top_k]
+  int top_k;
+  TensorView shared;  // [T, hidden_size] or empty
+  TensorView out;     // [T, hidden_size]
+};
+Status launch_combine(const CombineRowsParams& params, const Stream& stream);
+
+// s = x, or x + residual; residual = round(s) where there is one; out = round(s * rms(s) * weight).
+enum class ResidualUse : std::uint8_t { kNone, kSet, kAdd };  // kSet: s = x, and residual = s
+struct RmsNormParams {
+  TensorView x;         // [T, n]; may be `out`
+  TensorView residual;  // [T, n] or empty
+  ResidualUse residual_use;
+  TensorView weight;  // F32 [1, n]
+  TensorView out;     // [T, n]
+  float eps;
+};
+Status launch_rms_norm(const RmsNormParams& params, const Stream& stream);
+
+struct LayerNormParams {
+  TensorView x;             // [T, n], in place
+  TensorView weight, bias;  // F32 [1, n]
+  float eps;
+};
+Status launch_layer_norm(const LayerNormParams& params, const Stream& stream);
+
+struct RopeParams {
+  TensorView x;  // [T, ...], in place
+  const std::int32_t* positions;
+  const float* inv_freq;  // [rope_dim / 2]
+  int num_heads, head_stride, offset, rope_dim;
+  RopeStyle style;
+};
+Status launch_rope(const RopeParams& params, const Stream& stream);
+
+// x *= factor
+Status launch_scale(TensorView x, float factor, const Stream& stream);
+// out = round(silu(gate) * up)
+Status launch_silu_mul(TensorView gate, TensorView up, TensorView out, const Stream& stream);
+
+// out[t] = table[tokens[t]]
+struct EmbedParams {
+  QuantView table;  // row-major
+  const std::int32_t* tokens;
+  TensorView out;  // [T, cols]
+};
+Status launch_embed(const EmbedParams& params, const Stream& stream);
+
+// out[i] = x[rows[i]]
+Status launch_gather_rows(TensorView x, const std::int32_t* rows, TensorView out,
+                          const Stream& stream);
+
+// cache[place of position t] = x[t], in the cache's type
+struct AppendParams {
+  TensorView x;      // [T, n]
+  TensorView cache;  // [num_pages * 64, n]
+  const std::int32_t* positions;
+  const std::int32_t* first;  // StepTables::latent_first or index_first
+  const std::int32_t* pages;
+};
+Status launch_append(const AppendParams& params, const Stream& stream);
+
+// Scores of rows [row_begin, + num_rows) for every visible position, where there are more than
+// top_k.
+struct IndexScoreParams {
+  IndexerDims dims;
+  TensorView queries;  // [T, num_heads * head_dim]
+  TensorView weights;  // F32 [T, num_heads]
+  TensorView cache;    // index keys
+  StepTables step;
+  int row_begin, num_rows;
+  int max_visible;  // over those rows
+  float* scores;    // [num_rows, score_stride]
+  std::int64_t score_stride;
+};
+Status launch_index_scores(const IndexScoreParams& params, const Stream& stream);
+
+// The top_k best positions of each row, ties to the lower one, ascending; count -1 where all fit.
+struct TopKParams {
+  int top_k;
+  const std::int32_t* positions;  // [T]
+  int row_begin, num_rows;
+  const float* scores;  // [num_rows, score_stride]
+  std::int64_t score_stride;
+  Selection out;
+};
+Status launch_top_k(const TopKParams& params, const Stream& stream);
+
+// Absorbed MLA: softmax(scale * (q_nope . Wk . c_j + q_rope . r_j)) over the chosen j, times c_j, .
+// Wv
+struct AttendRowsParams {
+  AttentionDims dims;
+  TensorView queries;  // [T, num_heads * (nope + rope)]
+  QuantView kv_b;      // row-major [num_heads * (nope + value), latent]
+  TensorView cache;    // latents
+  StepTables step;
+  bool sparse;
+  Selection selection;  // if sparse
+  TensorView out;       // [T, num_heads * value_dim]
+};
+Status launch_attend(const AttendRowsParams& params, const Stream& stream);
+
+struct RouteRowsParams {
+  RouterSpec spec;
+  TensorView logits;           // F32 [T, num_experts]
+  TensorView bias;             // F32 [1, num_experts]
+  const std::int32_t* forced;  // [T, top_k] or null
+  std::int32_t* experts;       // [T, top_k]
+  float* weights;              // [T, top_k]
+};
+Status launch_route(const RouteRowsParams& params, const Stream& stream);
+
+}  // namespace stoker::gpu

@@ -1,0 +1,64 @@
+#include "gpu/weights.h"
+
+#include <vector>
+
+#include "quant/tile16.h"
+
+namespace stoker::gpu {
+namespace {
+
+constexpr std::int64_t kScaleAlign = 16;
+
+std::int64_t aligned(std::int64_t bytes) {
+  return (bytes + kScaleAlign - 1) / kScaleAlign * kScaleAlign;
+}
+
+Status check_host(const QuantView& host) {
+  CHECK(host.device == kHost && host.layout == WeightLayout::kRowMajor,
+        "not row-major on the host");
+  if (host.spec.group <= 0 || host.spec.group % 4 != 0) {
+    return make_error(ErrorCode::kUnsupported,
+                      "a weight with groups of {} inputs; the CUDA kernels need a multiple of 4",
+                      host.spec.group);
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<CudaWeight>> CudaWeight::tiled(const QuantView& host, DeviceId device) {
+  RETURN_IF_ERROR(check_host(host));
+  const quant::Tile16 tile = quant::tile16_of(host);
+  const std::int64_t scales_at = aligned(tile.payload_bytes());
+  std::vector<std::byte> payload(static_cast<std::size_t>(tile.payload_bytes()));
+  std::vector<float> scales(static_cast<std::size_t>(tile.scale_count()));
+  quant::relay_tile16(host, 0, host.rows, payload.data(), scales.data());
+  ASSIGN_OR_RETURN(DeviceBuffer memory, DeviceBuffer::create(scales_at + tile.scale_count() * 4));
+  RETURN_IF_ERROR(memory.upload(0, payload.data(), tile.payload_bytes()));
+  RETURN_IF_ERROR(memory.upload(scales_at, scales.data(), tile.scale_count() * 4));
+  QuantView view = host;
+  view.payload = memory.data();
+  view.scales =
+      host.spec.has_scales() ? reinterpret_cast<const float*>(memory.data() + scales_at) : nullptr;
+  view.layout = WeightLayout::kTile16;
+  view.device = device;
+  return std::unique_ptr<CudaWeight>(new CudaWeight(std::move(memory), view));
+}
+
+Result<std::unique_ptr<CudaWeight>> CudaWeight::row_major(const QuantView& host, DeviceId device) {
+  RETURN_IF_ERROR(check_host(host));
+  const std::int64_t payload_bytes = host.rows * host.cols * host.spec.element_bits() / 8;
+  const std::int64_t scales_at = aligned(payload_bytes);
+  const std::int64_t scale_bytes = host.stored_bytes() - payload_bytes;
+  ASSIGN_OR_RETURN(DeviceBuffer memory, DeviceBuffer::create(scales_at + scale_bytes));
+  RETURN_IF_ERROR(memory.upload(0, host.payload, payload_bytes));
+  RETURN_IF_ERROR(memory.upload(scales_at, host.scales, scale_bytes));
+  QuantView view = host;
+  view.payload = memory.data();
+  view.scales =
+      host.spec.has_scales() ? reinterpret_cast<const float*>(memory.data() + scales_at) : nullptr;
+  view.device = device;
+  return std::unique_ptr<CudaWeight>(new CudaWeight(std::move(memory), view));
+}
+
+}  // namespace stoker::gpu
