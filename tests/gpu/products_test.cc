@@ -1,0 +1,218 @@
+// Products in the defined arithmetic: bit for bit what quant says they are.
+#include <gtest/gtest.h>
+
+#include "quant/defined_arithmetic.h"
+#include "quant/expert_block.h"
+#include "tests/gpu/cuda_test.h"
+
+namespace stoker {
+namespace {
+
+class CudaProducts : public CudaTest {
+ protected:
+  void expect_same_bits(float expected, float actual, const std::string& where) {
+    EXPECT_EQ(f32_to_bits(expected), f32_to_bits(actual))
+        << where << ": " << expected << " and " << actual;
+  }
+};
+
+TEST_P(CudaProducts, LinearIsTheDefinedDot) {
+  struct Shape {
+    std::int64_t rows, cols;
+  };
+  // Whole and partial tiles and groups, one group, more groups than a block sums at once.
+  const Shape shapes[] = {{16, 128}, {48, 512}, {33, 130}, {1, 5}, {100, 1002}, {24, 8460}};
+  Random random(1);
+  for (const QuantFormat format :
+       {QuantFormat::kF8E4m3B128, QuantFormat::kBf16, QuantFormat::kF16, QuantFormat::kF32}) {
+    for (const Shape& shape : shapes) {
+      const HostMatrix host = random.matrix(format, shape.rows, shape.cols);
+      const WeightPtr weight = adopt(host);
+      for (const int num_rows : {1, 2, 3, 6}) {
+        SCOPED_TRACE(fmt::format("{} [{}, {}] x {}", quant_format_name(format), shape.rows,
+                                 shape.cols, num_rows));
+        const TestStep step({{num_rows, num_rows}});
+        begin(step);
+        Values x = random.values(num_rows, shape.cols, activation);
+        x.at(0, 0) = as_stored(activation, -1e-39f);
+        const Tensor device_x = upload(x, activation);
+        const Tensor y = empty(DType::kF32, num_rows, shape.rows);
+        const Tensor stored = empty(activation, num_rows, shape.rows);
+        backend->linear(step.view, *weight, device_x.view(), y.view());
+        backend->linear(step.view, *weight, device_x.view(), stored.view());
+        const Values got = download(y.view()), got_stored = download(stored.view());
+        for (std::int64_t t = 0; t < num_rows; ++t) {
+          for (std::int64_t r = 0; r < shape.rows; ++r) {
+            const float expected = quant::dot_defined(host.view, r, x.row(t));
+            expect_same_bits(expected, got.at(t, r), fmt::format("row {} output {}", t, r));
+            expect_same_bits(as_stored(activation, expected), got_stored.at(t, r), "stored");
+          }
+        }
+        if (HasFailure()) return;
+      }
+    }
+  }
+}
+
+TEST_P(CudaProducts, LinearReadsAndWritesColumnSlices) {
+  Random random(2);
+  const HostMatrix host = random.matrix(QuantFormat::kF8E4m3B128, 20, 130);
+  const WeightPtr weight = adopt(host);
+  const TestStep step({{3, 3}});
+  begin(step);
+  const Values wide = random.values(3, 140, activation);
+  const Tensor x = upload(wide, activation);
+  const Tensor y = empty(DType::kF32, 3, 30);
+  backend->linear(step.view, *weight, x.view().col_slice(3, 130), y.view().col_slice(5, 20));
+  const Values got = download(y.view());
+  for (std::int64_t t = 0; t < 3; ++t) {
+    for (std::int64_t r = 0; r < 20; ++r) {
+      expect_same_bits(quant::dot_defined(host.view, r, wide.row(t) + 3), got.at(t, 5 + r), "");
+    }
+    EXPECT_EQ(got.at(t, 4), 0.0f);
+    EXPECT_EQ(got.at(t, 25), 0.0f);
+  }
+}
+
+TEST_P(CudaProducts, LogitsOfTheWantedRows) {
+  Random random(3);
+  const HostMatrix host = random.matrix(QuantFormat::kBf16, 50, 64);
+  const WeightPtr head = adopt(host);
+  const TestStep step({{4, 4, Purpose::kPrefill}, {9, 1}});
+  begin(step);
+  const Values x = random.values(5, 64, activation);
+  const Tensor all = upload(x, activation), hidden = empty(activation, 2, 64);
+  const Tensor logits = empty(DType::kF32, 2, 50);
+  backend->gather_logit_rows(step.view, all.view(), hidden.view());
+  backend->logits(step.view, *head, hidden.view(), logits.view());
+  const Values got = download(logits.view());
+  for (std::int64_t r = 0; r < 50; ++r) {
+    expect_same_bits(quant::dot_defined(host.view, r, x.row(3)), got.at(0, r), "row 3");
+    expect_same_bits(quant::dot_defined(host.view, r, x.row(4)), got.at(1, r), "row 4");
+  }
+}
+
+// Three experts of several blocks, one of them for more rows than a task takes.
+class CudaExperts : public CudaProducts {
+ protected:
+  struct Expert {
+    HostMatrix gate, up, down;
+    std::vector<std::byte> blocks;
+    Tensor resident;
+  };
+
+  void run(QuantFormat format, std::int64_t hidden_size, std::int64_t inter_size, bool on_device) {
+    Random random(4);
+    const quant::ExpertBlocks layout(hidden_size, inter_size, QuantSpec{format});
+    const std::vector<std::vector<std::int32_t>> rows = {{1}, {0, 1, 2, 3, 4}, {2, 4}};
+    std::vector<Expert> experts(rows.size());
+    std::vector<ExpertUse> uses;
+    std::vector<ExpertPart> parts;
+    int num_slots = 0;
+    for (std::size_t e = 0; e < rows.size(); ++e) {
+      Expert& expert = experts[e];
+      expert.gate = random.matrix(format, inter_size, hidden_size);
+      expert.up = random.matrix(format, inter_size, hidden_size);
+      expert.down = random.matrix(format, hidden_size, inter_size);
+      expert.blocks.resize(static_cast<std::size_t>(layout.expert_bytes()));
+      const std::byte* base = expert.blocks.data();
+      DeviceId place = kHost;
+      for (int b = 0; b < layout.num_blocks(); ++b) {
+        layout.write(b, expert.gate.view, expert.up.view, expert.down.view,
+                     expert.blocks.data() + layout.block(b).offset);
+      }
+      if (on_device) {
+        expert.resident = empty(DType::kU8, 1, layout.expert_bytes());
+        backend->copy_in(expert.resident.view(), expert.blocks.data());
+        expect_fine();
+        base = static_cast<const std::byte*>(expert.resident.view().data);
+        place = backend->device();
+      }
+      for (int b = 0; b < layout.num_blocks(); ++b) {
+        parts.push_back(layout.part(b, base + layout.block(b).offset, place));
+        parts.back().use = static_cast<int>(e);
+      }
+      uses.push_back({static_cast<int>(e) * 3, rows[e], {}, 0, num_slots, false});
+      num_slots += static_cast<int>(rows[e].size());
+    }
+    const TestStep step({{5, 5}});
+    begin(step);
+    const Values x = random.values(5, hidden_size, activation, 0.2f);
+    const Tensor device_x = upload(x, activation);
+    const Tensor hidden = empty(activation, num_slots, inter_size);
+    const Tensor out = empty(activation, num_slots, hidden_size);
+    backend->experts(step.view, {device_x.view(), hidden.view(), out.view(), uses, parts});
+    const Values got_hidden = download(hidden.view()), got = download(out.view());
+    for (std::size_t e = 0; e < rows.size(); ++e) {
+      for (std::size_t i = 0; i < rows[e].size(); ++i) {
+        check(experts[e], x.row(rows[e][i]), uses[e].slot_begin + static_cast<int>(i), got_hidden,
+              got);
+        if (HasFailure()) return;
+      }
+    }
+  }
+
+  void check(const Expert& expert, const float* x, int slot, const Values& hidden,
+             const Values& out) {
+    std::vector<float> expected(static_cast<std::size_t>(hidden.cols));
+    for (std::int64_t r = 0; r < hidden.cols; ++r) {
+      const float gate = as_stored(activation, quant::dot_defined(expert.gate.view, r, x));
+      const float up = as_stored(activation, quant::dot_defined(expert.up.view, r, x));
+      float& h = expected[static_cast<std::size_t>(r)];
+      h = as_stored(activation, quant::silu_defined(gate) * up);
+      expect_same_bits(h, hidden.at(slot, r), fmt::format("hidden {} of slot {}", r, slot));
+    }
+    for (std::int64_t r = 0; r < out.cols; ++r) {
+      const float value = quant::dot_defined(expert.down.view, r, expected.data());
+      expect_same_bits(as_stored(activation, value), out.at(slot, r),
+                       fmt::format("output {} of slot {}", r, slot));
+    }
+  }
+};
+
+TEST_P(CudaExperts, InDeviceMemory) { run(QuantFormat::kF8E4m3B128, 512, 2064, true); }
+TEST_P(CudaExperts, InHostMemory) { run(QuantFormat::kF8E4m3B128, 512, 2064, false); }
+TEST_P(CudaExperts, OddSizes) { run(QuantFormat::kF8E4m3B128, 130, 75, true); }
+TEST_P(CudaExperts, Bf16Weights) { run(QuantFormat::kBf16, 136, 72, true); }
+TEST_P(CudaExperts, F32Weights) { run(QuantFormat::kF32, 70, 34, false); }
+
+TEST_P(CudaExperts, CombineAddsInTheGivenOrder) {
+  Random random(5);
+  constexpr int kRows = 5, kTopK = 3, kHidden = 300;
+  const TestStep step({{kRows, kRows}});
+  begin(step);
+  const Values outputs = random.values(kRows * kTopK, kHidden, activation);
+  const Values shared = random.values(kRows, kHidden, activation);
+  std::vector<std::int32_t> slots;
+  std::vector<float> weights;
+  for (int i = 0; i < kRows * kTopK; ++i) {
+    slots.push_back((i * 4 + 1) % (kRows * kTopK));
+    weights.push_back(random.uniform(0.0f, 1.0f));
+  }
+  const Tensor device_outputs = upload(outputs, activation),
+               device_shared = upload(shared, activation);
+  const Tensor out = empty(activation, kRows, kHidden), alone = empty(activation, kRows, kHidden);
+  backend->combine(step.view,
+                   {device_outputs.view(), slots, weights, device_shared.view(), out.view()});
+  backend->combine(step.view, {device_outputs.view(), slots, weights, {}, alone.view()});
+  const Values got = download(out.view()), got_alone = download(alone.view());
+  for (int t = 0; t < kRows; ++t) {
+    for (int c = 0; c < kHidden; ++c) {
+      float y = 0.0f;
+      for (int i = 0; i < kTopK; ++i) {
+        const auto choice = static_cast<std::size_t>(t * kTopK + i);
+        y = quant::fma_defined(outputs.at(slots[choice], c), weights[choice], y);
+      }
+      expect_same_bits(as_stored(activation, y), got_alone.at(t, c), "routed");
+      expect_same_bits(as_stored(activation, y + shared.at(t, c)), got.at(t, c), "with shared");
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Activations, CudaProducts, testing::Values(DType::kBf16, DType::kF32),
+                         dtype_of_test);
+INSTANTIATE_TEST_SUITE_P(Activations, CudaExperts, testing::Values(DType::kBf16, DType::kF32),
+                         dtype_of_test);
+
+}  // namespace
+}  // namespace stoker
