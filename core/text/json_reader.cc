@@ -1,39 +1,18 @@
 // parse_json(). nlohmann's parser is no help here: it refuses NaN, 1e400 and integers above 1e308,
 // which Python's reader takes, and reports an integer too large for 64 bits as a double.
+#include <algorithm>
 #include <charconv>
 #include <limits>
 #include <optional>
 #include <unordered_map>
 
 #include "core/text/json_text.h"
+#include "core/text/utf8.h"
 
 namespace stoker {
 namespace {
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
-
-// Length of the UTF-8 sequence that starts at `text[pos]`; 0 if it is malformed, overlong, a
-// surrogate or beyond U+10FFFF.
-std::size_t utf8_length(std::string_view text, std::size_t pos) {
-  const auto byte = [&](std::size_t i) -> unsigned {
-    return pos + i < text.size() ? static_cast<unsigned char>(text[pos + i]) : 0u;
-  };
-  const auto continues = [&](std::size_t i) { return (byte(i) & 0xC0u) == 0x80u; };
-  const unsigned lead = byte(0);
-  if (lead < 0x80) return 1;
-  if (lead >= 0xC2 && lead <= 0xDF) return continues(1) ? 2 : 0;
-  if (lead >= 0xE0 && lead <= 0xEF) {
-    if (lead == 0xE0 && byte(1) < 0xA0) return 0;
-    if (lead == 0xED && byte(1) > 0x9F) return 0;
-    return continues(1) && continues(2) ? 3 : 0;
-  }
-  if (lead >= 0xF0 && lead <= 0xF4) {
-    if (lead == 0xF0 && byte(1) < 0x90) return 0;
-    if (lead == 0xF4 && byte(1) > 0x8F) return 0;
-    return continues(1) && continues(2) && continues(3) ? 4 : 0;
-  }
-  return 0;
-}
 
 void append_utf8(std::string& out, unsigned code) {
   const auto tail = [&](int shift) { out += static_cast<char>(0x80u | ((code >> shift) & 0x3Fu)); };
@@ -180,10 +159,10 @@ class JsonReader {
         continue;
       }
       if (static_cast<unsigned char>(c) < 0x20) return fail("a control character in a string");
-      const std::size_t length = utf8_length(text_, pos_);
-      if (length == 0) return fail("invalid UTF-8");
-      out.append(text_, pos_, length);
-      pos_ += length;
+      const Utf8Step character = utf8_step(text_.substr(pos_));
+      if (character.state != Utf8State::kValid) return fail("invalid UTF-8");
+      out.append(text_, pos_, character.num_bytes);
+      pos_ += character.num_bytes;
     }
     return fail("a string without end");
   }
