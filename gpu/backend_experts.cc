@@ -40,6 +40,8 @@ void CudaBackend::experts(const StepView& step, const ExpertParams& params) {
 
 // All gate/up parts, then all down parts: the order of the stream does the rest.
 Status CudaBackend::run_parts(const ExpertParams& params) {
+  tasks_.clear();  // of a call that failed half way
+  upload_used_ = 0;
   for (const ExpertHalf half : {ExpertHalf::kGateUp, ExpertHalf::kDown}) {
     const bool gate_up = half == ExpertHalf::kGateUp;
     for (const ExpertPart& part : params.parts) {

@@ -207,8 +207,8 @@ class CudaAttend : public CudaAttention {
       wrong += error * error;
       size += expected * expected;
     }
-    // Operands and results are rounded to 8 bits; sums are F32.
-    EXPECT_LE(std::sqrt(wrong), (activation == DType::kBf16 ? 1e-2 : 1e-5) * std::sqrt(size))
+    // An operand rounded to 8 bits moves the scores, and so the mixture, by about a percent.
+    EXPECT_LE(std::sqrt(wrong), (activation == DType::kBf16 ? 3e-2 : 1e-4) * std::sqrt(size))
         << "row " << t << " head " << h;
   }
 };
