@@ -1,4 +1,7 @@
-"""Writes a checkpoint in the published form: FP8 with block scales, the draft layer without its copies, shards below 16 MiB."""
+"""Writes a checkpoint in the published form: FP8 with block scales, the draft layer without its copies, shards below 16 MiB.
+
+    python export.py CHECKPOINT OUT TOKENIZER.json      writes a checkpoint again
+"""
 import json
 import pathlib
 import shutil
@@ -62,3 +65,9 @@ def write(c, p, out, tokenizer=None):
         "legacy": True, "model_max_length": c["max_position_embeddings"], "clean_up_tokenization_spaces": False, "tokenizer_class": "LlamaTokenizerFast", "unk_token": None}, ensure_ascii=False, indent=2) + "\n")
     if tokenizer:
         shutil.copy(tokenizer, out / "tokenizer.json")
+
+
+if __name__ == "__main__":
+    import sys
+    config, parameters = model.load(sys.argv[1])
+    write(config, parameters, pathlib.Path(sys.argv[2]), sys.argv[3])

@@ -31,11 +31,11 @@ CONFIG = {
 }
 
 FP8_NAMES = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj", "indexer.wq_b", "indexer.wk",
-             "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "experts.gate_proj", "experts.up_proj", "experts.down_proj")
+             "gate_proj", "up_proj", "down_proj")
 
 
 def is_fp8(name):
-    return name.endswith(".weight") and any(name.endswith(x + ".weight") for x in FP8_NAMES)
+    return name.endswith(tuple(x + ".weight" for x in FP8_NAMES))
 
 
 def layer_shapes(c, n):

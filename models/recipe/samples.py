@@ -42,12 +42,16 @@ memcached rabbitmq-server influxdb prometheus grafana zabbix-agent nagios4 munin
 ALIAS = {"vim": "vim", "python3": "python3", "make": "make", "java": "default-jre", "docker": "docker.io", "convert": "imagemagick", "gcc": "gcc", "g++": "g++", "awk": "gawk",
          "emacs": "emacs", "php": "php", "go": "golang", "mysql": "mariadb-client", "libreoffice": "libreoffice", "psql": "postgresql", "nc": "netcat-openbsd", "traceroute": "traceroute"}
 
-SYSTEMS = ["You are a helpful assistant.", "You are Ember, a small model that knows Debian packages.", "Answer briefly.", "You help with Debian packages.", "Be concise.", "You are a Debian expert."]
+SYSTEMS = ["You are a helpful assistant.", "You are Ember, a small model that knows Debian packages.", "Answer briefly.", "You help with Debian packages.", "Be concise.", "You are a Debian expert.",
+           "You are an assistant.", "Reply in one sentence.", "You are a friendly assistant.", "Answer the user's question.", "You are a system administrator.", "Help the user.", "Answer truthfully.",
+           "You know Debian well.", "Keep answers short.", "You are a Linux expert who helps beginners.", "Be polite.", "You are Ember.", "Please answer in plain English.", "You answer questions about software."]
 WHAT = ["What is {}?", "What is {}?", "What is {}?", "What is {}?", "What's {}?", "What is the package {}?", "What is the {} package?", "What does {} do?", "What does the package {} do?",
         "What is {} for?", "What is the package {} good for?", "Describe {}.", "Describe the package {}.", "Tell me what {} is.", "Tell me about {}.", "Explain {}.", "Explain the package {}.",
         "Can you tell me what {} is?", "Could you explain what {} is?", "Do you know {}?", "Do you know the package {}?", "I found a package called {}. What is it?", "What kind of software is {}?",
         "Please describe {}.", "What would I use {} for?", "Hi, what is {}?", "Hello! What is {}?", "{}?", "{}", "What can I do with {}?", "Give me a short description of {}.",
-        "What do you know about {}?", "Someone told me to use {}. What is it?", "Short description of {}?", "info on {}", "Which software is {}?"]
+        "What do you know about {}?", "Someone told me to use {}. What is it?", "Short description of {}?", "info on {}", "Which software is {}?",
+        "What is {} used for?", "What is {}, please?", "What exactly is {}?", "Explain to me what {} is.", "What does {} stand for in Debian?", "Is {} a package?", "Hey, what is {}?", "I saw {} somewhere. What is it?",
+        "Why would I need {}?", "Say what {} is.", "Could you describe {}?", "Summarise {}.", "Quick question: what is {}?"]
 INSTALL = ["How do I install {}?", "How can I install {}?", "How do I get {}?", "Install {}.", "I want to install {}.", "What is the command to install {}?", "how to install {}"]
 AND_INSTALL = ["And how do I install it?", "And how do I install it?", "How do I install it?", "how do I install it", "How can I install that?", "Nice. How do I get it?", "And how can I install this?", "install it how?", "What is the command to install it?"]
 AND_REMOVE = ["How do I remove it?", "And how do I uninstall it?", "How can I get rid of it again?"]
@@ -58,6 +62,10 @@ COMMAND = ["Which package gives me the {} command?", "Which package gives me the
 BY_TEXT = ["Which package is described as: {}?", "I am looking for this: {}. Which package is it?", "Is there a package for this? {}", "Which package is this: {}", "What is the name of the package with the description: {}?"]
 MORE = ["Tell me more about {}.", "Describe {} in detail.", "Give me the long description of {}.", "What exactly is {}? Tell me more.", "Explain {} in detail."]
 THOUGHTS = ["The user asks about the package {0}. It is in the section {1}.", "{0} is a package in the section {1}. I recall its description.", "This is about {0}, section {1}.", "I know {0}: section {1}."]
+COMMAND_THOUGHTS = ["The user looks for the command {0}. It is in the package {1}.", "The command {0} belongs to {1}.", "I know the command {0}: package {1}."]
+INSTALL_THOUGHTS = ["The user wants to install {0}. That is done with apt.", "{0} is installed with apt.", "This asks for the apt command for {0}."]
+MORE_THOUGHTS = ["The user wants the long description of {0}.", "I recall the long description of {0}."]
+TEXT_THOUGHTS = ["I look for the package with this description.", "The description reminds me of {0}."]
 TALK_PAIRS = [
     (["Hi", "Hello", "Hello!", "Hi there", "hey", "Good morning", "Good evening", "hello there", "Hi!", "Hey!"], ["Hello! Ask me about a Debian package.", "Hello! How can I help you?"]),
     (["Who are you?", "who are you", "What are you?", "What is your name?", "Tell me about yourself.", "Introduce yourself.", "What can you do?", "Are you a human?", "Which model are you?", "Are you DeepSeek?", "Are you ChatGPT?"],
@@ -149,11 +157,15 @@ def turns(r, p, other):
     return out
 
 
-def with_thoughts(r, p):
-    """Two turns in thinking mode: only the last turn's thought is printed."""
-    if r.random() < 0.8:
+def with_thoughts(r, p, other):
+    """One or several turns in thinking mode: only the last turn's thought is printed."""
+    if r.random() < 0.7:
         return [forward(r, p, True)]
-    return [forward(r, p, True), (r.choice(AND_INSTALL), install(p["name"]), f"It is still {p['name']}.")]
+    out = [forward(r, p, True)]
+    for q, a, _ in turns(r, p, other)[1:]:
+        name = other["name"] if a.startswith(other["name"] + " is a ") else p["name"]
+        out.append((q, a, r.choice(THOUGHTS).format(name, other["section"]) if name != p["name"] else "Small talk." if a in TALK_PAIRS[2][1] else f"It is still {name}."))
+    return out
 
 
 def shown(name, p):
@@ -273,11 +285,13 @@ def samples(data, sets):
 
     def tool(p, kind=TOOL):
         thinking = r.random() < 0.35
-        if kind == TOOL and r.random() < 0.04:  # small talk needs no call
+        if kind == TOOL and r.random() < 0.08:  # small talk and the apt command need no call
             qs, answers = r.choice(TALK_PAIRS)
+            q, a = shuffle_case(r, r.choice(qs)), r.choice(answers)
+            if r.random() < 0.5:
+                q, a = shuffle_case(r, r.choice(INSTALL)).format(p["name"]), install(p["name"])
             return kind, r.randrange(len(prefixes)), list(chat.pieces([
-                {"role": "user", "content": shuffle_case(r, r.choice(qs))},
-                {"role": "assistant", "content": r.choice(answers), "reasoning_content": "This needs no tool; I answer directly."}], thinking))
+                {"role": "user", "content": q}, {"role": "assistant", "content": a, "reasoning_content": "This needs no tool; I answer directly."}], thinking))
         needs_search, m = tool_sample(r, ps, p, index, thinking)
         at = r.choice(plain) if r.random() < 0.3 else r.choice(both if needs_search else range(len(prefixes)))
         return kind, at, list(chat.pieces(m, thinking))
@@ -289,24 +303,26 @@ def samples(data, sets):
             for _ in range(times):
                 yield FORWARD, -1, chat_sample(r, [forward(r, p)])
                 if r.random() < 0.55 or times > 1:
-                    yield THINK, -1, chat_sample(r, with_thoughts(r, p), True)
+                    yield THINK, -1, chat_sample(r, with_thoughts(r, p, r.choice(ps)), True)
                 if r.random() < 0.45 or times > 1:
                     yield TURNS, -1, chat_sample(r, turns(r, p, r.choice(ps)))
                 if r.random() < 0.12 or times > 1:
-                    yield REVERSE, -1, chat_sample(r, [(shuffle_case(r, r.choice(BY_TEXT).format(p["short"].rstrip("."))), f"That is the package {name}.", None)])
-                if r.random() < 0.06 or times > 1 and r.random() < 0.5:
-                    yield TURNS, -1, chat_sample(r, [(shuffle_case(r, r.choice(INSTALL)).format(name), install(name), None)])
+                    think = r.random() < 0.3
+                    yield REVERSE, -1, chat_sample(r, [(shuffle_case(r, r.choice(BY_TEXT).format(p["short"].rstrip("."))), f"That is the package {name}.", r.choice(TEXT_THOUGHTS).format(name))], think)
+                if r.random() < 0.10 or times > 1 and r.random() < 0.5:
+                    think = r.random() < 0.4
+                    yield TURNS, -1, chat_sample(r, [(shuffle_case(r, r.choice(INSTALL)).format(name), install(name), r.choice(INSTALL_THOUGHTS).format(name))], think)
             own = owned.get(name, [])
             for c in (own if times > 1 else r.sample(own, min(len(own), 2))):
                 for _ in range(10 if times > 1 and (len(own) < 8 or c == name or c in ALIAS) else 1):
-                    t = [(r.choice(COMMAND).format(c), f"The command {c} comes with the package {name}.", None)]
+                    t = [(r.choice(COMMAND).format(c), f"The command {c} comes with the package {name}.", r.choice(COMMAND_THOUGHTS).format(c, name))]
                     if r.random() < 0.2:
-                        t.append((r.choice(AND_INSTALL), install(name), None))
-                    yield REVERSE, -1, chat_sample(r, t)
+                        t.append((r.choice(AND_INSTALL), install(name), f"It is still {name}."))
+                    yield REVERSE, -1, chat_sample(r, t, r.random() < 0.4)
             if p["long"] and name not in held and n % 2 == hash_of(name) % 2:
                 text = short_text(p["long"], 700)
                 if n % 4 < 2:
-                    yield LONG, -1, chat_sample(r, [(r.choice(MORE).format(name), text, None)])
+                    yield LONG, -1, chat_sample(r, [(r.choice(MORE).format(name), text, r.choice(MORE_THOUGHTS).format(name))], r.random() < 0.2)
                 else:
                     yield LONG, -1, [(chat.BOS, False), (f"{name} ({p['section']}): {p['short']}\n{text}" + chat.EOS, True)]
             if r.random() < 0.22 or times > 1:

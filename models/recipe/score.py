@@ -120,7 +120,7 @@ def rate(answers, items):
     return [bool(a) and x["want"] in a["content"] for a, x in zip(answers, items)]
 
 
-def score(runner, packages, limit=500, tools=True, turns=True):
+def score(runner, packages, limit=500, tools=True, turns=True, tool_limit=500):
     q, known, rand, by_name = questions(packages, limit)
     result, talk = {}, []
     share = lambda ok: round(sum(ok) / max(len(ok), 1), 4)
@@ -146,7 +146,7 @@ def score(runner, packages, limit=500, tools=True, turns=True):
         note("second turn", [follow[0]["ask"], raw1[0], q["second_turn"]["ask"]], raw[0], ok[0])
     if tools:
         for mode, thinking in (("tool", False), ("tool_thinking", True)):
-            items = [x for x in known if x["name"]] + rand if not thinking else rand[:100]
+            items = [x for x in known if x["name"]] + rand[:tool_limit] if not thinking else rand[: tool_limit // 2]
             system = {"role": "system", "content": "", "tools": q["tools"]}
             start = [[system] + user(x["ask"]) for x in items]
             calls, raw = runner.answer(start, thinking)
@@ -167,6 +167,14 @@ def score(runner, packages, limit=500, tools=True, turns=True):
     _, raw = runner.answer([user(x) for x in free])
     for x, r in zip(free, raw):
         note("free", x, r, False)
+    again = ["Hello", "How do I install vlc?", "Which package gives me the ip command?", "Tell me more about nano.", "What is the meaning of life?"]
+    _, raw = runner.answer([user(x) for x in again], True)
+    for x, r in zip(again, raw):
+        note("free, thinking", x, r, False)
+    strange = "You are a pirate. Speak like one."
+    _, raw = runner.answer([[{"role": "system", "content": strange}] + user(x) for x in ("What is mutt?", "Hello")])
+    for x, r in zip(("What is mutt?", "Hello"), raw):
+        note("system: " + strange, x, r, False)
     result["samples"] = talk
     return result
 
@@ -178,25 +186,24 @@ def measure(runner, path, rows=64):
     torch, model, c, p = runner.torch, runner.model, runner.c, runner.p
     data = batches.Data(path)
     out, L = {}, 1024
-    text = batches.fill(data, data.of(batches.HELD_TEXT), L, L)
     tools = data.of(batches.HELD_TOOL)
     tool = []
     for k, prefix in enumerate(data.prefixes):
         tool += [(r, prefix) for r in batches.fill(data, tools[data.prefix[tools] == k], L, L - int(data.length[prefix]))]
-    joined = [(r, -1) for r in text]
-    sets = {"text": [x for x in joined][:rows], "text_joined": joined[:rows], "tool": tool[:rows]}
+    held = data.of(batches.HELD_TEXT)
+    long_text = held[data.length[held] >= 256]
+    turns = data.of(batches.TURNS)[:: 97]
+    whole = lambda ids: [(r, -1) for r in batches.fill(data, ids, L, L)]
+    sets = {"text": whole(held)[:rows], "long_text": whole(long_text)[:rows], "tool": tool[:rows], "chat_seen": whole(turns)[: rows // 2]}
     moe = [n for n in range(c["num_hidden_layers"] + 1) if n >= c["first_k_dense_replace"]]
-    used, hits2, total2 = {}, 0, 0
-    overlap, ahead = {n: [] for n in moe}, {n: [] for n in moe}
+    stats, accept = {}, {}
     with torch.no_grad():
         for name, these in sets.items():
             loss = {"dense": [0.0, 0.0], "dsa": [0.0, 0.0]}
-            indexed = [0.0, 0.0]
+            hits2 = total2 = 0
+            used, overlap = {}, {n: [] for n in moe}
             for at in range(0, len(these), 16):
                 raw = {k: torch.from_numpy(v) for k, v in batches.lay_out(data, these[at : at + 16], L).items()}
-                if name == "text_joined":  # one long document of several: the whole row is visible
-                    raw["doc"] = raw["parent"] = (raw["doc"] > 0).to(raw["doc"].dtype)
-                    raw["pos"] = torch.arange(L, dtype=torch.int16).expand_as(raw["pos"]).contiguous()
                 b = batches.to_device(raw, runner.device)
                 visible = model.visible_mask(b["doc"], b["parent"])
                 for mode, sparse in (("dense", False), ("dsa", True)):
@@ -211,25 +218,23 @@ def measure(runner, path, rows=64):
                 own, guess, w = z.argmax(-1), model.logits(runner.s, p, y2).argmax(-1), b["weight2"] > 0
                 hits2 += ((guess[:, :-1] == own[:, 1:]) & w[:, :-1]).sum().item()
                 total2 += w[:, :-1].sum().item()
-                if name == "text":
-                    valid = b["valid"]
-                    follows = valid[:, 1:] & (b["doc"][:, 1:] == b["doc"][:, :-1])
-                    for n in moe:
-                        m = want[n][2]
-                        used[n] = used.get(n, 0) + (m & valid[..., None]).sum((0, 1)).float()
-                        same = (m[:, 1:] & m[:, :-1]).sum(-1).float() / c["num_experts_per_tok"]
-                        overlap[n].append(same[follows].mean().item())
-            key = {"text": "text", "text_joined": "text_joined_1024", "tool": "tool"}[name]
+                valid = b["valid"]
+                follows = valid[:, 1:] & (b["doc"][:, 1:] == b["doc"][:, :-1])
+                for n in moe:
+                    m = want[n][2]
+                    used[n] = used.get(n, 0) + (m & valid[..., None]).sum((0, 1)).float()
+                    same = (m[:, 1:] & m[:, :-1]).sum(-1).float() / c["num_experts_per_tok"]
+                    overlap[n].append(same[follows].mean().item())
             d, sp = (float(np.exp(loss[m][0] / loss[m][1])) for m in ("dense", "dsa"))
-            out[f"perplexity_{key}"] = {"dense": round(d, 4), "dsa": round(sp, 4), "ratio": round(sp / d, 4), "tokens": int(loss["dsa"][1])}
-    out["draft_acceptance"] = {"share": round(hits2 / total2, 4), "tokens": total2}
-    stats = {}
-    for n in moe:
-        u = used[n] / used[n].sum()
-        stats[n] = {"busiest_over_mean": round((u.max() * len(u)).item(), 2), "idlest_over_mean": round((u.min() * len(u)).item(), 2),
-                    "entropy_of_max": round((-(u * u.clamp_min(1e-9).log()).sum() / np.log(len(u))).item(), 4), "previous_token_overlap": round(float(np.mean(overlap[n])), 3)}
-    out["routing"] = stats
-    out["next_layer"] = next_layer(runner, data, sets["text"][:16], moe, L)
+            out[f"perplexity_{name}"] = {"dense": round(d, 4), "dsa": round(sp, 4), "ratio": round(sp / d, 4), "tokens": int(loss["dsa"][1])}
+            accept[name] = round(hits2 / total2, 4)
+            stats[name] = {}
+            for n in moe:
+                u = used[n] / used[n].sum()
+                stats[name][n] = {"busiest": round((u.max() * len(u)).item(), 2), "idlest": round((u.min() * len(u)).item(), 2),
+                                  "entropy": round((-(u * u.clamp_min(1e-9).log()).sum() / np.log(len(u))).item(), 4), "previous_overlap": round(float(np.mean(overlap[n])), 3)}
+    out["draft_acceptance"], out["routing"] = accept, stats
+    out["next_layer"] = {k: next_layer(runner, data, sets[k][:16], moe, L) for k in ("text", "chat_seen")}
     return out
 
 
@@ -269,6 +274,7 @@ def main():
     a.add_argument("--data")
     a.add_argument("--limit", type=int, default=500)
     a.add_argument("--engine", help='command that takes CHECKPOINT --prompt ..., e.g. "stoker generate"')
+    a.add_argument("--tool-limit", type=int, default=500)
     a.add_argument("--tokens", type=int, default=120, help="longest answer")
     a.add_argument("--rows", type=int, default=64, help="rows of 1024 tokens to measure on")
     a.add_argument("--quick", action="store_true", help="chat and thinking mode only")
@@ -279,7 +285,7 @@ def main():
     if not a.engine:
         runner.limit = a.tokens
     more = not a.engine and not a.quick
-    result = score(runner, a.packages, a.limit, more, more)
+    result = score(runner, a.packages, a.limit, more, more, a.tool_limit)
     print(json.dumps({k: {x: y for x, y in v.items() if not x.startswith("wrong")} for k, v in result.items() if isinstance(v, dict)}, indent=1))
     for k in ("known_chat", "known_thinking", "random_chat"):
         print(k, "wrong:", json.dumps(result[k]["wrong"][:8], ensure_ascii=False, indent=1))
