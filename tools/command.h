@@ -23,5 +23,6 @@ Command add_tokenize(CLI::App& program);
 Command add_render(CLI::App& program);
 Command add_eval(CLI::App& program);
 Command add_inspect(CLI::App& program);
+Command add_bench(CLI::App& program);
 
 }  // namespace stoker::tools

@@ -5,7 +5,7 @@
 #include <charconv>
 #include <chrono>
 
-#include "cpu/cpu_backend.h"
+#include "cpu/factory.h"
 #include "cpu/isa.h"
 #include "cpu/reference_backend.h"
 #include "cpu/topology.h"
@@ -54,12 +54,13 @@ Result<BackendChoice> make_cpu(const ModelFlags& flags) {
   CpuBackendOptions options;
   ASSIGN_OR_RETURN(options.activations,
                    parse_float_type("activations", flags.activations, DType::kBf16));
-  ASSIGN_OR_RETURN(options.kv, parse_float_type("kv-cache", flags.kv_cache, DType::kBf16));
+  ASSIGN_OR_RETURN(options.kv_dtype, parse_float_type("kv-cache", flags.kv_cache, DType::kBf16));
   ASSIGN_OR_RETURN(options.isa, parse_isa(flags.isa));
   const std::vector<int> cpus = Topology::detect().pin_order(flags.threads);
   BackendChoice choice;
-  choice.team = std::make_unique<Team>(static_cast<int>(cpus.size()), cpus, cpu_thread_init());
-  ASSIGN_OR_RETURN(choice.backend, make_cpu_backend(*choice.team, options));
+  choice.team = std::make_unique<Team>(static_cast<int>(cpus.size()), cpus);
+  options.team = choice.team.get();
+  ASSIGN_OR_RETURN(choice.backend, make_cpu_backend(options));
   return choice;
 }
 
@@ -67,7 +68,7 @@ Result<BackendChoice> make_cuda(const ModelFlags& flags) {
   CudaBackendOptions options;
   ASSIGN_OR_RETURN(options.activations,
                    parse_float_type("activations", flags.activations, DType::kBf16));
-  ASSIGN_OR_RETURN(options.kv, parse_float_type("kv-cache", flags.kv_cache, DType::kBf16));
+  ASSIGN_OR_RETURN(options.kv_cache, parse_float_type("kv-cache", flags.kv_cache, DType::kBf16));
   BackendChoice choice;
   ASSIGN_OR_RETURN(choice.backend, make_cuda_backend(options));
   return choice;

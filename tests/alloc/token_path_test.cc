@@ -1,0 +1,95 @@
+// After warm-up the token path allocates nothing. This program counts every allocation of the
+// process, whoever makes it, by standing in front of the C library's allocator; it is its own
+// program for that reason.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstdlib>
+
+#include "core/runtime/session.h"
+#include "cpu/factory.h"
+#include "tests/support/published_configs.h"
+#include "tests/support/tiny_engine.h"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define STOKER_COUNTS_ALLOCATIONS 0  // the sanitizers stand there themselves
+#else
+#define STOKER_COUNTS_ALLOCATIONS 1
+#endif
+
+namespace {
+std::atomic<long> num_allocations{0};
+}  // namespace
+
+#if STOKER_COUNTS_ALLOCATIONS
+extern "C" {
+void* __libc_malloc(size_t size);
+void* __libc_calloc(size_t count, size_t size);
+void* __libc_realloc(void* old, size_t size);
+void* __libc_memalign(size_t align, size_t size);
+
+void* malloc(size_t size) {
+  ++num_allocations;
+  return __libc_malloc(size);
+}
+void* calloc(size_t count, size_t size) {
+  ++num_allocations;
+  return __libc_calloc(count, size);
+}
+void* realloc(void* old, size_t size) {
+  ++num_allocations;
+  return __libc_realloc(old, size);
+}
+void* aligned_alloc(size_t align, size_t size) {
+  ++num_allocations;
+  return __libc_memalign(align, size);
+}
+int posix_memalign(void** out, size_t align, size_t size) {
+  ++num_allocations;
+  *out = __libc_memalign(align, size);
+  return *out == nullptr ? ENOMEM : 0;
+}
+}
+#endif
+
+namespace stoker {
+namespace {
+
+class TokenPathTest : public testing::TestWithParam<const char*> {};
+
+TEST_P(TokenPathTest, AllocatesNothingAfterWarmUp) {
+  if (STOKER_COUNTS_ALLOCATIONS == 0) GTEST_SKIP() << "a sanitizer owns the allocator";
+  Team team(2);
+  CpuBackendOptions options;
+  options.activations = std::string_view(GetParam()) == "f32" ? DType::kF32 : DType::kBf16;
+  options.isa = best_isa();
+  options.team = &team;
+  test::TinyEngine engine(test::tiny_config(), make_cpu_backend(options).value());
+  const std::vector<TokenId> prompt = test::random_tokens(100, engine.config().vocab_size, 1);
+  Session session(engine.runner(), {.temperature = 0.7f, .seed = 3});
+  const auto turn = [&] {
+    session.submit(prompt);
+    for (int i = 0; i < 20; ++i) ASSERT_TRUE(session.next().ok());
+  };
+  turn();
+  const std::vector<TokenId> first(1, prompt[0] == 0 ? 1 : 0);
+  session.submit(first);  // forgets the prompt, so that it is fed again
+  const long before = num_allocations;
+  turn();
+  EXPECT_EQ(num_allocations - before, 0);
+}
+
+TEST(AllocationCounter, SeesAllocations) {
+  if (STOKER_COUNTS_ALLOCATIONS == 0) GTEST_SKIP() << "a sanitizer owns the allocator";
+  const long before = num_allocations;
+  const std::unique_ptr<int[]> some(new int[100]);
+  EXPECT_NE(some, nullptr);
+  EXPECT_GT(num_allocations, before);
+}
+
+INSTANTIATE_TEST_SUITE_P(Activations, TokenPathTest, testing::Values("bf16", "f32"),
+                         [](const auto& info) { return std::string(info.param); });
+
+}  // namespace
+}  // namespace stoker
