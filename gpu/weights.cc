@@ -21,6 +21,11 @@ Status check_host(const QuantView& host) {
                       "a weight with groups of {} inputs; the CUDA kernels need a multiple of 4",
                       host.spec.group);
   }
+  if (host.spec.format == QuantFormat::kF8E4m3B128 &&
+      quant::fp8_has_nan(reinterpret_cast<const std::uint8_t*>(host.payload),
+                         host.rows * host.cols)) {
+    return make_error(ErrorCode::kCorrupt, "an FP8 weight holds NaN");
+  }
   return {};
 }
 

@@ -92,6 +92,14 @@ TEST_P(CudaProducts, LogitsOfTheWantedRows) {
   }
 }
 
+TEST_P(CudaProducts, AWeightWithNanIsRefused) {
+  HostMatrix host = Random(6).matrix(QuantFormat::kF8E4m3B128, 16, 128);
+  host.payload[77] = std::byte{0xff};
+  const auto weight = backend->adopt(host.view);
+  ASSERT_FALSE(weight.ok());
+  EXPECT_EQ(weight.error().code(), ErrorCode::kCorrupt);
+}
+
 // Three experts of several blocks, one of them for more rows than a task takes.
 class CudaExperts : public CudaProducts {
  protected:
