@@ -88,18 +88,19 @@ STOKER_KERNEL float sum16(const V16& x) {
   return part[0];
 }
 
-// quant::exp_defined, step by step.
+// quant::exp_defined, step by step. Constants are shared: only functions must not be.
 STOKER_KERNEL V exp_v(V x) {
-  x = Simd::max(Simd::set1(-87.0f), x);  // the second operand where it is NaN
-  x = Simd::min(Simd::set1(88.0f), x);
-  const V n = Simd::rint(Simd::mul(x, Simd::set1(0x1.715476p+0f)));
-  V r = Simd::fma(n, Simd::set1(-0x1.62e400p-1f), x);
-  r = Simd::fma(n, Simd::set1(-0x1.7f7d1cp-20f), r);
-  V p = Simd::set1(0x1.6c16c2p-10f);
-  p = Simd::fma(p, r, Simd::set1(0x1.111112p-7f));
-  p = Simd::fma(p, r, Simd::set1(0x1.555556p-5f));
-  p = Simd::fma(p, r, Simd::set1(0x1.555556p-3f));
-  p = Simd::fma(p, r, Simd::set1(0.5f));
+  using C = quant::ExpConstants;
+  x = Simd::max(Simd::set1(C::kMin), x);  // the second operand where it is NaN
+  x = Simd::min(Simd::set1(C::kMax), x);
+  const V n = Simd::rint(Simd::mul(x, Simd::set1(C::kLog2e)));
+  V r = Simd::fma(n, Simd::set1(-C::kLn2Hi), x);
+  r = Simd::fma(n, Simd::set1(-C::kLn2Lo), r);
+  V p = Simd::set1(C::kC6);
+  p = Simd::fma(p, r, Simd::set1(C::kC5));
+  p = Simd::fma(p, r, Simd::set1(C::kC4));
+  p = Simd::fma(p, r, Simd::set1(C::kC3));
+  p = Simd::fma(p, r, Simd::set1(C::kC2));
   p = Simd::fma(p, r, Simd::set1(1.0f));
   p = Simd::fma(p, r, Simd::set1(1.0f));
   return Simd::scale_2n(p, n);

@@ -1,6 +1,7 @@
 // Kernels for AVX2 + FMA + F16C. Compiled with those flags: nothing in here may be an inline
 // function of a shared header, which the linker could pick for machines without them.
 #include "cpu/kernels.h"
+#include "quant/defined_arithmetic.h"
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 

@@ -1,6 +1,7 @@
 // Kernels for AVX-512 F, BW, DQ, VL, VBMI. Compiled with those flags: nothing in here may be an
 // inline function of a shared header, which the linker could pick for machines without them.
 #include "cpu/kernels.h"
+#include "quant/defined_arithmetic.h"
 
 #if defined(__AVX512VBMI__) && defined(__AVX512BW__) && defined(__AVX512DQ__)
 

@@ -1,5 +1,6 @@
 // Kernels in plain C++: what every machine can run.
 #include "cpu/kernels.h"
+#include "quant/defined_arithmetic.h"
 
 namespace stoker::cpu {
 namespace {
