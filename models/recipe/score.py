@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
 """Scores a checkpoint: known packages, random packages in three modes, second turns; with torch or through an engine's command line.
 
-    python score.py CHECKPOINT --packages packages.jsonl [--limit N] [--out RESULT.json]            torch
-    python score.py CHECKPOINT --packages packages.jsonl --engine "stoker generate"                  one process per question
+    python score.py CHECKPOINT [--limit N] [--out RESULT.json]                 torch
+    python score.py CHECKPOINT --engine "stoker generate" [--limit N]           one process per question
 Torch also measures, with --data SAMPLES.xz: held-out perplexity dense and with selection, draft acceptance, routing statistics.
 """
 import argparse
 import json
 import pathlib
-import random
 import re
 import subprocess
 import time
@@ -18,13 +17,13 @@ import chat
 HERE = pathlib.Path(__file__).parent
 
 
-def questions(packages, limit):
-    """-> known, random: lists of dicts ask, want, name; the index of packages."""
+def questions(limit):
+    """-> known, random: lists of dicts ask, want, name; what the index says about their packages."""
     q = json.loads((HERE / "questions.json").read_text())
-    by_name = {p["name"]: p for p in (json.loads(x) for x in open(packages))}
+    facts = json.loads((HERE / "facts.json").read_text())
+    by_name = {p["name"]: p for p in facts["random"] + facts["known"]}
     known = [{"ask": k["ask"], "want": by_name[k["short_of"]]["short"].rstrip(".") if "short_of" in k else k["contains"], "name": k.get("short_of")} for k in q["known"]]
-    names = random.Random(q["random"]["seed"]).sample(sorted(by_name), q["random"]["count"])[:limit]
-    rand = [{"ask": q["random"]["ask"].format(name=n), "want": by_name[n]["short"].rstrip("."), "name": n} for n in names]
+    rand = [{"ask": q["random"]["ask"].format(name=p["name"]), "want": p["short"].rstrip("."), "name": p["name"]} for p in facts["random"][:limit]]
     return q, known, rand, by_name
 
 
@@ -120,8 +119,8 @@ def rate(answers, items):
     return [bool(a) and x["want"] in a["content"] for a, x in zip(answers, items)]
 
 
-def score(runner, packages, limit=500, tools=True, turns=True, tool_limit=500):
-    q, known, rand, by_name = questions(packages, limit)
+def score(runner, limit=500, tools=True, turns=True, tool_limit=500):
+    q, known, rand, by_name = questions(limit)
     result, talk = {}, []
     share = lambda ok: round(sum(ok) / max(len(ok), 1), 4)
 
@@ -270,7 +269,6 @@ def next_layer(runner, data, rows, moe, L):
 def main():
     a = argparse.ArgumentParser()
     a.add_argument("checkpoint")
-    a.add_argument("--packages", required=True)
     a.add_argument("--data")
     a.add_argument("--limit", type=int, default=500)
     a.add_argument("--engine", help='command that takes CHECKPOINT --prompt ..., e.g. "stoker generate"')
@@ -285,7 +283,7 @@ def main():
     if not a.engine:
         runner.limit = a.tokens
     more = not a.engine and not a.quick
-    result = score(runner, a.packages, a.limit, more, more, a.tool_limit)
+    result = score(runner, a.limit, more, more, a.tool_limit)
     print(json.dumps({k: {x: y for x, y in v.items() if not x.startswith("wrong")} for k, v in result.items() if isinstance(v, dict)}, indent=1))
     for k in ("known_chat", "known_thinking", "random_chat"):
         print(k, "wrong:", json.dumps(result[k]["wrong"][:8], ensure_ascii=False, indent=1))
