@@ -118,7 +118,7 @@ bool JsonFields::boolean(std::string_view name, bool fallback) {
   return fallback;
 }
 
-std::string JsonFields::text(std::string_view name, std::optional<std::string> fallback) {
+std::string JsonFields::text(std::string_view name, const std::optional<std::string>& fallback) {
   const nlohmann::json* value = required(name, fallback.has_value());
   if (value == nullptr) return fallback.value_or("");
   if (value->is_string()) return value->get<std::string>();

@@ -36,7 +36,7 @@ class JsonFields {
   // Greater than 0.
   double positive(std::string_view name, double max, std::optional<double> fallback = {});
   bool boolean(std::string_view name, bool fallback);
-  std::string text(std::string_view name, std::optional<std::string> fallback = {});
+  std::string text(std::string_view name, const std::optional<std::string>& fallback = {});
   // The field's value, or null if absent.
   const nlohmann::json* find(std::string_view name) const;
 

@@ -39,7 +39,7 @@ double yarn_mscale(double factor, double mscale) {
 // Turns a parsed document into a ModelConfig.
 class ConfigReader {
  public:
-  explicit ConfigReader(const nlohmann::json& document) : document_(document), in_(document) {}
+  explicit ConfigReader(const nlohmann::json& document) : in_(document) {}
 
   Result<ModelConfig> run() {
     RETURN_IF_ERROR(read_model_type());
@@ -86,7 +86,6 @@ class ConfigReader {
     }
   }
 
-  const nlohmann::json& document_;
   JsonFields in_;
   ModelConfig config_;
 };

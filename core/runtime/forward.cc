@@ -12,9 +12,8 @@ constexpr float kIndexerNormEps = 1e-6f;  // spec 3.1: not the library default o
 
 }  // namespace
 
-
 Forward::Forward(Runner& runner, std::unique_ptr<Workspace> workspace)
-    : engine_(runner.engine()), runner_(runner), workspace_(std::move(workspace)) {
+    : engine_(runner.engine()), workspace_(std::move(workspace)) {
   const auto rows = static_cast<std::size_t>(workspace_->limits.max_rows);
   segments_.reserve(rows);
   ranges_.reserve(rows);

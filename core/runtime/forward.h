@@ -64,7 +64,6 @@ class Forward {
   Backend& backend() const;  // runs the dense part of the next layer
 
   const Engine& engine_;
-  Runner& runner_;
   std::unique_ptr<Workspace> workspace_;
   StepHooks* hooks_ = nullptr;
   StepView step_;

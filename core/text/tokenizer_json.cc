@@ -144,7 +144,8 @@ class Reader : public nlohmann::json_sax<Json> {
   };
 
   static std::string to_printable(std::string_view text) {
-    std::string printable(text.substr(text.find("] ") == text.npos ? 0 : text.find("] ") + 2));
+    std::string printable(
+        text.substr(text.find("] ") == std::string_view::npos ? 0 : text.find("] ") + 2));
     std::replace_if(
         printable.begin(), printable.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
     return printable;
