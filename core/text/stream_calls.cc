@@ -33,9 +33,9 @@ bool StreamParser::step_invoke_head() {
   const std::size_t limit = hit ? hit->pos : buffer_.end();
   const std::string_view head = buffer_.view(begin, limit);
   if (std::optional<std::string> name = strict_call_name(head)) {
-    begin_call(*std::move(name));
+    begin_call(*name);
   } else if (CallOpening opening = read_call_opening(head); !opening.name.empty()) {
-    begin_call(std::move(opening.name));
+    begin_call(opening.name);
     if (!opening.arguments.empty()) whole_arguments(opening.arguments);
   }
   buffer_.consume_to(limit);
@@ -137,7 +137,7 @@ bool StreamParser::step_legacy_call() {
   if (!hit && !buffer_.closed()) return false;
   const std::size_t limit = hit ? hit->pos : buffer_.end();
   if (CallOpening call = read_legacy_call(buffer_.view(begin, limit)); !call.name.empty()) {
-    begin_call(std::move(call.name));
+    begin_call(call.name);
     if (!call.arguments.empty()) whole_arguments(call.arguments);
   }
   buffer_.consume_to(hit && hit->marker == markers::kLegacyCallEnd ? hit->end() : limit);
@@ -145,7 +145,7 @@ bool StreamParser::step_legacy_call() {
   return true;
 }
 
-void StreamParser::begin_call(std::string name) {
+void StreamParser::begin_call(std::string_view name) {
   ++num_calls_;
   call_open_ = true;
   emit(StreamDelta::Kind::kToolBegin, name);

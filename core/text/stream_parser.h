@@ -86,7 +86,7 @@ class StreamParser {
   void skip_after_tag();
   TagRead read_tag(const MarkerFinder::Hit& hit) const;
 
-  void begin_call(std::string name);
+  void begin_call(std::string_view name);
   void leave_call(bool complete);
   void begin_parameter(std::string_view key);
   void whole_arguments(std::string_view json);
