@@ -7,6 +7,7 @@
 
 #include "cpu/factory.h"
 #include "cpu/isa.h"
+#include "cpu/machine_info.h"
 #include "cpu/reference_backend.h"
 #include "cpu/topology.h"
 #include "gpu/factory.h"
@@ -31,6 +32,8 @@ Result<DType> parse_float_type(std::string_view flag, const std::string& value,
   return make_error(ErrorCode::kUnsupported, "--{} {} is not supported yet; bf16 and f32 are", flag,
                     value);
 }
+
+double gib(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 
 struct BackendChoice {
   std::unique_ptr<Team> team;
@@ -78,6 +81,23 @@ Result<BackendChoice> make_backend(const ModelFlags& flags) {
   if (flags.backend == "reference") return make_reference(flags);
   if (flags.backend == "cuda") return make_cuda(flags);
   return make_cpu(flags);
+}
+
+MemoryNeed memory_need(const ModelConfig& config, const storage::Checkpoint& checkpoint,
+                       const Backend& backend, const RunnerOptions& options) {
+  const KvFormat kv = backend.kv_dtype() == DType::kF32 ? KvFormat::kF32 : KvFormat::kBf16;
+  MemoryNeed need;
+  need.dense_bytes = checkpoint.dense_bytes();
+  for (const LayerSpec& spec : config.layers()) {
+    if (spec.role == LayerRole::kMain && spec.ffn == FfnKind::kMoe) {
+      need.expert_bytes += checkpoint.expert_bytes(spec.index) * spec.router.num_experts;
+    }
+  }
+  need.context_tokens = options.context_tokens;
+  need.kv_bytes = config.kv_bytes_per_token(kv) * options.context_tokens;
+  need.workspace_bytes =
+      Runner::workspace_bytes_needed(config, backend.activation_dtype(), options);
+  return need;
 }
 
 }  // namespace
@@ -155,6 +175,22 @@ void add_context_flag(CLI::App& app, ModelFlags& flags) {
       ->capture_default_str();
 }
 
+std::int64_t MemoryNeed::total() const {
+  return dense_bytes + expert_bytes + kv_bytes + workspace_bytes;
+}
+
+Status check_fits(const MemoryNeed& need, std::int64_t available_bytes) {
+  if (available_bytes <= 0 || need.total() <= available_bytes) return {};
+  return make_error(
+      ErrorCode::kResource,
+      "this model needs {:.2f} GiB: {:.2f} for routed experts, {:.2f} for all other weights, "
+      "{:.2f} for {} tokens of context and {:.2f} for activations; {:.2f} GiB of memory are "
+      "available. This version keeps the whole model in memory: free some, shorten --ctx, or take "
+      "a smaller model",
+      gib(need.total()), gib(need.expert_bytes), gib(need.dense_bytes), gib(need.kv_bytes),
+      need.context_tokens, gib(need.workspace_bytes), gib(available_bytes));
+}
+
 Result<LoadedModel> load_model(const ModelFlags& flags, RowNeeds rows) {
   const Clock::time_point start = Clock::now();
   LoadedModel model;
@@ -167,6 +203,12 @@ Result<LoadedModel> load_model(const ModelFlags& flags, RowNeeds rows) {
   ASSIGN_OR_RETURN(const auto checkpoint, storage::Checkpoint::open(model.directory, config));
   model.bytes = checkpoint->category_bytes();
   ASSIGN_OR_RETURN(BackendChoice choice, make_backend(flags));
+  RunnerOptions options;
+  options.context_tokens = std::min(flags.ctx, config.max_position_embeddings);
+  if (rows.prefill_rows > 0) options.prefill_rows = rows.prefill_rows;
+  if (rows.logit_rows > 0) options.prefill_logit_rows = rows.logit_rows;
+  RETURN_IF_ERROR(check_fits(memory_need(config, *checkpoint, *choice.backend, options),
+                             MachineInfo::detect().memory_available_bytes));
   model.team = std::move(choice.team);
   std::unique_ptr<ResidentExperts> experts;
   {
@@ -179,10 +221,6 @@ Result<LoadedModel> load_model(const ModelFlags& flags, RowNeeds rows) {
     ASSIGN_OR_RETURN(
         experts, ResidentExperts::load(config, *checkpoint, max_expert_bytes, progress.callback()));
   }
-  RunnerOptions options;
-  options.context_tokens = std::min(flags.ctx, config.max_position_embeddings);
-  if (rows.prefill_rows > 0) options.prefill_rows = rows.prefill_rows;
-  if (rows.logit_rows > 0) options.prefill_logit_rows = rows.logit_rows;
   ASSIGN_OR_RETURN(model.runner, Runner::create(model.engine, std::move(experts), options));
   model.load_seconds = seconds_since(start);
   return model;

@@ -57,6 +57,16 @@ struct RowNeeds {
   int logit_rows = 0;
 };
 
+// What a model that runs takes, computed before anything is loaded.
+struct MemoryNeed {
+  std::int64_t dense_bytes = 0, expert_bytes = 0, kv_bytes = 0, workspace_bytes = 0;
+  int context_tokens = 0;
+  std::int64_t total() const;
+};
+
+// Refuses, with the numbers, what does not fit. `available_bytes` 0: not known, nothing is refused.
+Status check_fits(const MemoryNeed& need, std::int64_t available_bytes);
+
 Result<LoadedModel> load_model(const ModelFlags& flags, RowNeeds rows = {});
 
 }  // namespace stoker::tools

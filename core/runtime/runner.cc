@@ -14,7 +14,23 @@ Status check_cancelled(const CancelToken* cancel) {
   return {};
 }
 
+// A pass of at most `num_rows` rows belongs to one of two classes.
+WorkspaceLimits limits_of(int num_rows, const RunnerOptions& options) {
+  if (num_rows <= options.decode_rows) return {options.decode_rows, options.decode_rows};
+  return {options.prefill_rows, options.prefill_logit_rows};
+}
+
 }  // namespace
+
+std::int64_t Runner::workspace_bytes_needed(const ModelConfig& config, DType activations,
+                                            RunnerOptions options) {
+  std::int64_t total = 0;
+  for (const int rows :
+       {std::min(options.decode_rows, options.prefill_rows), options.prefill_rows}) {
+    total += Workspace::bytes_needed(config, activations, limits_of(rows, options));
+  }
+  return total;
+}
 
 void ReturnForward::operator()(Forward* forward) const {
   forward->release();
@@ -57,10 +73,7 @@ std::int64_t Runner::workspace_bytes() const {
 }
 
 Status Runner::add_pass(int num_rows) {
-  const WorkspaceLimits limits =
-      num_rows <= options_.decode_rows
-          ? WorkspaceLimits{options_.decode_rows, options_.decode_rows}
-          : WorkspaceLimits{options_.prefill_rows, options_.prefill_logit_rows};
+  const WorkspaceLimits limits = limits_of(num_rows, options_);
   Backend& backend = engine_->placement().layer(0).dense();
   ASSIGN_OR_RETURN(auto workspace, Workspace::create(engine_->config(), backend, limits));
   const std::int64_t bytes = workspace->bytes;

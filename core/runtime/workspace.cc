@@ -26,7 +26,66 @@ Widths widths_of(const ModelConfig& config) {
   return widths;
 }
 
+// One tensor of a workspace.
+struct Wish {
+  Tensor Workspace::* tensor;
+  DType dtype;
+  std::int64_t rows, cols;
+  bool on_host;
+};
+
+// Everything a workspace holds: what is allocated and what is counted.
+std::vector<Wish> wishes_of(const ModelConfig& config, DType act, WorkspaceLimits limits) {
+  using W = Workspace;
+  const Widths widths = widths_of(config);
+  const AttentionDims at = config.attention_dims();
+  const std::int64_t rows = limits.max_rows, slots = rows * widths.top_k,
+                     hidden = config.hidden_size, heads = at.num_heads;
+  std::vector<Wish> wishes = {
+      {&W::h, act, rows, hidden, false},
+      {&W::residual, act, rows, hidden, false},
+      {&W::normed, act, rows, hidden, false},
+      {&W::q_latent, act, rows, config.q_lora_rank, false},
+      {&W::q, act, rows, heads * (at.nope_dim + at.rope_dim), false},
+      {&W::kv_a, act, rows, at.latent_dim + at.rope_dim, false},
+      {&W::attention, act, rows, heads * at.value_dim, false},
+      {&W::ffn_gate, act, rows, widths.ffn, false},
+      {&W::ffn_up, act, rows, widths.ffn, false},
+      {&W::shared_out, act, rows, hidden, false},
+      {&W::router_logits, DType::kF32, rows, widths.num_experts, false},
+      {&W::expert_hidden, act, slots, widths.moe, false},
+      {&W::expert_out, act, slots, hidden, false},
+      {&W::logit_hidden, act, limits.max_logit_rows, hidden, false},
+      {&W::logits, DType::kF32, limits.max_logit_rows, config.vocab_size, false},
+      {&W::route_experts, DType::kI32, rows, widths.top_k, true},
+      {&W::route_weights, DType::kF32, rows, widths.top_k, true},
+      {&W::host_logits, DType::kF32, limits.max_logit_rows, config.vocab_size, true},
+  };
+  if (const auto dims = config.indexer_dims()) {
+    const std::vector<Wish> indexer = {
+        {&W::index_q, act, rows, std::int64_t{dims->num_heads} * dims->head_dim, false},
+        {&W::index_k, act, rows, dims->head_dim, false},
+        {&W::index_weights, DType::kF32, rows, dims->num_heads, false},
+        {&W::selected, DType::kI32, rows, dims->top_k, false},
+        {&W::selected_counts, DType::kI32, rows, 1, false},
+        {&W::host_selected, DType::kI32, rows, dims->top_k, true},
+        {&W::host_counts, DType::kI32, rows, 1, true},
+    };
+    wishes.insert(wishes.end(), indexer.begin(), indexer.end());
+  }
+  return wishes;
+}
+
 }  // namespace
+
+std::int64_t Workspace::bytes_needed(const ModelConfig& config, DType activations,
+                                     WorkspaceLimits limits) {
+  std::int64_t total = 0;
+  for (const Wish& wish : wishes_of(config, activations, limits)) {
+    total += wish.rows * wish.cols * dtype_bytes(wish.dtype);
+  }
+  return total;
+}
 
 Result<std::unique_ptr<Workspace>> Workspace::create(const ModelConfig& config, Backend& backend,
                                                      WorkspaceLimits limits) {
@@ -35,58 +94,14 @@ Result<std::unique_ptr<Workspace>> Workspace::create(const ModelConfig& config, 
   auto w = std::make_unique<Workspace>();
   w->limits = limits;
   const Widths widths = widths_of(config);
-  const AttentionDims at = config.attention_dims();
-  const DType act = backend.activation_dtype();
-  const std::int64_t rows = limits.max_rows, slots = rows * widths.top_k,
-                     hidden = config.hidden_size;
-
-  struct Wish {
-    Tensor* tensor;
-    DType dtype;
-    std::int64_t rows, cols;
-  };
-  std::vector<Wish> device = {
-      {&w->h, act, rows, hidden},
-      {&w->residual, act, rows, hidden},
-      {&w->normed, act, rows, hidden},
-      {&w->q_latent, act, rows, config.q_lora_rank},
-      {&w->q, act, rows, std::int64_t{at.num_heads} * (at.nope_dim + at.rope_dim)},
-      {&w->kv_a, act, rows, at.latent_dim + at.rope_dim},
-      {&w->attention, act, rows, std::int64_t{at.num_heads} * at.value_dim},
-      {&w->ffn_gate, act, rows, widths.ffn},
-      {&w->ffn_up, act, rows, widths.ffn},
-      {&w->shared_out, act, rows, hidden},
-      {&w->router_logits, DType::kF32, rows, widths.num_experts},
-      {&w->expert_hidden, act, slots, widths.moe},
-      {&w->expert_out, act, slots, hidden},
-      {&w->logit_hidden, act, limits.max_logit_rows, hidden},
-      {&w->logits, DType::kF32, limits.max_logit_rows, config.vocab_size},
-  };
-  std::vector<Wish> host = {
-      {&w->route_experts, DType::kI32, rows, widths.top_k},
-      {&w->route_weights, DType::kF32, rows, widths.top_k},
-      {&w->host_logits, DType::kF32, limits.max_logit_rows, config.vocab_size},
-  };
-  if (const auto dims = config.indexer_dims()) {
-    device.push_back({&w->index_q, act, rows, std::int64_t{dims->num_heads} * dims->head_dim});
-    device.push_back({&w->index_k, act, rows, dims->head_dim});
-    device.push_back({&w->index_weights, DType::kF32, rows, dims->num_heads});
-    device.push_back({&w->selected, DType::kI32, rows, dims->top_k});
-    device.push_back({&w->selected_counts, DType::kI32, rows, 1});
-    host.push_back({&w->host_selected, DType::kI32, rows, dims->top_k});
-    host.push_back({&w->host_counts, DType::kI32, rows, 1});
-  }
-  for (const Wish& wish : device) {
-    if (wish.cols == 0) continue;
-    ASSIGN_OR_RETURN(*wish.tensor, backend.allocate(wish.dtype, wish.rows, wish.cols),
+  for (const Wish& wish : wishes_of(config, backend.activation_dtype(), limits)) {
+    if (wish.cols == 0) continue;  // a model without that part
+    ASSIGN_OR_RETURN((*w).*wish.tensor,
+                     wish.on_host ? backend.allocate_host(wish.dtype, wish.rows, wish.cols)
+                                  : backend.allocate(wish.dtype, wish.rows, wish.cols),
                      "reserving activations");
-    w->bytes += static_cast<std::int64_t>(wish.tensor->view().bytes());
   }
-  for (const Wish& wish : host) {
-    ASSIGN_OR_RETURN(*wish.tensor, backend.allocate_host(wish.dtype, wish.rows, wish.cols),
-                     "reserving activations");
-    w->bytes += static_cast<std::int64_t>(wish.tensor->view().bytes());
-  }
+  w->bytes = bytes_needed(config, backend.activation_dtype(), limits);
   w->plan = ExpertPlan(limits.max_rows, widths.top_k, widths.num_experts);
   w->parts.resize(kPartsAtOnce);
   return w;

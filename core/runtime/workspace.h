@@ -17,6 +17,9 @@ struct WorkspaceLimits {
 };
 
 struct Workspace {
+  // Bytes that create() will allocate, device and host together.
+  static std::int64_t bytes_needed(const ModelConfig& config, DType activations,
+                                   WorkspaceLimits limits);
   static Result<std::unique_ptr<Workspace>> create(const ModelConfig& config, Backend& backend,
                                                    WorkspaceLimits limits);
 
