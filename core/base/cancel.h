@@ -1,4 +1,5 @@
-// A request to stop, seen by everything that waits. Set from any thread (or a signal handler), read anywhere.
+// A request to stop, seen by everything that waits. Set from any thread (or a signal handler), read
+// anywhere.
 #pragma once
 
 #include <atomic>
