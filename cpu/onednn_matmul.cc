@@ -3,6 +3,7 @@
 #include <omp.h>
 
 #include <oneapi/dnnl/dnnl.hpp>
+#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -14,7 +15,7 @@ namespace {
 
 using Tag = dnnl::memory::format_tag;
 
-dnnl::cpu_isa max_isa(Isa isa) {
+std::optional<dnnl::cpu_isa> max_isa(Isa isa) {
   switch (isa) {
     case Isa::kScalar:
       return dnnl::cpu_isa::sse41;  // the least that oneDNN knows
@@ -25,7 +26,7 @@ dnnl::cpu_isa max_isa(Isa isa) {
     case Isa::kAmx:
       break;
   }
-  return dnnl::cpu_isa::all;
+  return std::nullopt;
 }
 
 // oneDNN 3 folded the operation descriptor into the primitive descriptor.
@@ -62,7 +63,9 @@ void one_thread_here() {
 
 struct PanelMatmul::Impl {
   Impl(int num_workers_in, Isa isa) : num_workers(num_workers_in) {
-    (void)dnnl_set_max_cpu_isa(static_cast<dnnl_cpu_isa_t>(max_isa(isa)));
+    if (const auto limit = max_isa(isa)) {
+      (void)dnnl_set_max_cpu_isa(static_cast<dnnl_cpu_isa_t>(*limit));
+    }
     engine = dnnl::engine(dnnl::engine::kind::cpu, 0);
     for (int worker = 0; worker < num_workers; ++worker) streams.emplace_back(engine);
   }
