@@ -1,0 +1,154 @@
+"""The chat in a pseudo terminal: editing, paste, history, Ctrl-C."""
+
+import json
+import os
+import pty
+import select
+import signal
+import time
+import unittest
+
+from program import STOKER, ProgramTest
+
+CTRL_C, CTRL_D, UP = b"\x03", b"\x04", b"\x1b[A"
+
+
+class Terminal:
+    """A program on a pseudo terminal of its own."""
+
+    def __init__(self, arguments, home):
+        self.pid, self.screen = pty.fork()
+        if self.pid == 0:
+            os.environ.update(HOME=str(home), TERM="xterm", LC_ALL="C.UTF-8", XDG_STATE_HOME="")
+            os.execv(STOKER, [STOKER, *map(str, arguments)])
+        self.seen = b""
+
+    def send(self, keys):
+        os.write(self.screen, keys)
+
+    def wait_for(self, text, seconds=60):
+        """Waits until `text` appears after what was waited for before."""
+        end = time.monotonic() + seconds
+        while text not in self.seen:
+            if not select.select([self.screen], [], [], max(0, end - time.monotonic()))[0]:
+                raise AssertionError(f"{text!r} did not come; seen: {self.seen!r}")
+            try:
+                self.seen += os.read(self.screen, 65536)
+            except OSError:  # the program ended
+                raise AssertionError(f"the program ended before {text!r}; seen: {self.seen!r}") from None
+        before, self.seen = self.seen.split(text, 1)
+        return before
+
+    def wait_for_end(self, seconds=60):
+        """Reads until the program ends; returns its exit status."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if select.select([self.screen], [], [], 0.1)[0]:
+                try:
+                    self.seen += os.read(self.screen, 65536)
+                except OSError:
+                    pass
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                os.close(self.screen)
+                return os.waitstatus_to_exitcode(status)
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        raise AssertionError(f"the program did not end; seen: {self.seen!r}")
+
+
+class Chat(ProgramTest):
+    PROMPT = b"> "
+
+    def start(self, *arguments):
+        terminal = Terminal(["chat", self.model, "--greedy", *arguments], self.scratch)
+        terminal.wait_for(b"/help lists the commands")
+        terminal.wait_for(self.PROMPT)
+        return terminal
+
+    def leave(self, terminal):
+        terminal.send(CTRL_D)
+        self.assertEqual(terminal.wait_for_end(), 0)
+
+    def saved(self, terminal):
+        file = self.scratch / "saved.json"
+        terminal.send(f"/save {file}\r".encode())
+        terminal.wait_for(b"saved ")
+        terminal.wait_for(self.PROMPT)
+        return json.loads(file.read_text(encoding="utf-8"))["messages"]
+
+    def ask(self, terminal, keys):
+        terminal.send(keys)
+        terminal.wait_for(b"tok/s; context")
+        terminal.wait_for(self.PROMPT)
+
+    def test_turns_commands_and_leaving(self):
+        terminal = self.start("-n", "4")
+        self.ask(terminal, "Grüße\r".encode())
+        terminal.send(b"/help\r")
+        terminal.wait_for(b"/think on|off")
+        terminal.wait_for(self.PROMPT)
+        terminal.send(b"/think on\r")
+        terminal.wait_for(b"thinking is on")
+        terminal.wait_for(self.PROMPT)
+        self.assertEqual(self.saved(terminal)[0], {"role": "user", "content": "Grüße"})
+        terminal.send(b"/quit\r")
+        self.assertEqual(terminal.wait_for_end(), 0)
+
+    def test_several_lines(self):
+        terminal = self.start("-n", "2")
+        terminal.send(b"one\\\r")
+        terminal.wait_for(b"... ")
+        self.ask(terminal, b"two\r")
+        self.ask(terminal, "\x1b[200~a\r\n\tb é\n/c\n\x1b[201~d\r".encode())
+        contents = [m["content"] for m in self.saved(terminal) if m["role"] == "user"]
+        self.assertEqual(contents[0], "one\ntwo")
+        self.assertIn(contents[1], ["a\n\n\tb é\n/cd", "a\n\tb é\n/cd"])
+        self.leave(terminal)
+
+    def test_history_lasts(self):
+        terminal = self.start("-n", "2")
+        self.ask(terminal, b"remember me\r")
+        self.leave(terminal)
+        self.assertTrue((self.scratch / ".local/state/stoker/history").exists())
+        terminal = self.start("-n", "2")
+        self.ask(terminal, UP + b"!\r")
+        self.assertEqual(self.saved(terminal)[0]["content"], "remember me!")
+        self.leave(terminal)
+
+    def test_ctrl_c_stops_the_answer_not_the_program(self):
+        terminal = self.start("--logit-bias", "1=-100", "--backend", "reference")  # never ends by itself
+        terminal.send(b"go\r")
+        terminal.wait_for(b"go\r\n")
+        time.sleep(0.3)
+        terminal.send(CTRL_C)
+        terminal.wait_for(b"stopped; ")
+        terminal.wait_for(self.PROMPT)
+        terminal.send(b"half a line" + CTRL_C)
+        terminal.wait_for(b"^C")
+        terminal.wait_for(self.PROMPT)
+        terminal.send(CTRL_C)
+        terminal.wait_for(b"Ctrl-C again")
+        terminal.wait_for(self.PROMPT)
+        terminal.send(CTRL_C)
+        self.assertEqual(terminal.wait_for_end(), 0)
+
+    def test_a_full_context_leaves_a_usable_chat(self):
+        terminal = self.start("--ctx", "32", "--logit-bias", "1=-100")
+        terminal.send(b"hello\r")
+        terminal.wait_for(b"cut off at the limit")
+        terminal.wait_for(self.PROMPT)
+        terminal.send(b"more\r")
+        terminal.wait_for(b"the context holds 32")
+        terminal.wait_for(self.PROMPT)
+        terminal.send(b"/reset\r")
+        terminal.wait_for(b"new conversation")
+        terminal.wait_for(self.PROMPT)
+        terminal.send(b"hello\r")
+        terminal.wait_for(b"cut off at the limit")
+        terminal.wait_for(self.PROMPT)
+        self.leave(terminal)
+
+
+if __name__ == "__main__":
+    unittest.main()

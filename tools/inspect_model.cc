@@ -1,0 +1,147 @@
+#include "tools/inspect_model.h"
+
+#include <fmt/format.h>
+
+#include <array>
+#include <iterator>
+#include <utility>
+
+#include "storage/checkpoint.h"
+#include "tools/json_object.h"
+
+namespace stoker::tools {
+namespace {
+
+constexpr std::array kKvFormats = {std::pair("bf16", KvFormat::kBf16),
+                                   std::pair("f32", KvFormat::kF32),
+                                   std::pair("fp8", KvFormat::kFp8)};
+
+// The dimensions that say what kind of model it is, under their names in config.json.
+std::vector<std::pair<const char*, int>> dimensions(const ModelConfig& config) {
+  std::vector<std::pair<const char*, int>> all = {
+      {"vocab_size", config.vocab_size},
+      {"hidden_size", config.hidden_size},
+      {"num_hidden_layers", config.num_hidden_layers},
+      {"num_nextn_predict_layers", config.num_nextn_predict_layers},
+      {"first_k_dense_replace", config.first_k_dense_replace},
+      {"intermediate_size", config.intermediate_size},
+      {"moe_intermediate_size", config.moe_intermediate_size},
+      {"n_routed_experts", config.n_routed_experts},
+      {"n_shared_experts", config.n_shared_experts},
+      {"num_experts_per_tok", config.num_experts_per_tok},
+      {"n_group", config.n_group},
+      {"topk_group", config.topk_group},
+      {"num_attention_heads", config.num_attention_heads},
+      {"q_lora_rank", config.q_lora_rank},
+      {"kv_lora_rank", config.kv_lora_rank},
+      {"qk_nope_head_dim", config.qk_nope_head_dim},
+      {"qk_rope_head_dim", config.qk_rope_head_dim},
+      {"v_head_dim", config.v_head_dim},
+      {"max_position_embeddings", config.max_position_embeddings}};
+  if (config.indexer_dims()) {
+    all.insert(all.end(), {{"index_n_heads", config.index_n_heads},
+                           {"index_head_dim", config.index_head_dim},
+                           {"index_topk", config.index_topk}});
+  }
+  return all;
+}
+
+QuantFormat format_of_experts(const storage::Checkpoint& checkpoint, const ModelConfig& config) {
+  for (const LayerSpec& layer : config.layers()) {
+    if (layer.role == LayerRole::kMain && layer.ffn == FfnKind::kMoe) {
+      return checkpoint.expert_spec(layer.index).format;
+    }
+  }
+  return config.stored_format;
+}
+
+}  // namespace
+
+std::string human_bytes(std::int64_t bytes) {
+  constexpr std::array kUnits = {"B", "KiB", "MiB", "GiB", "TiB"};
+  auto value = static_cast<double>(bytes);
+  std::size_t unit = 0;
+  while (value >= 1024.0 && unit + 1 < kUnits.size()) {
+    value /= 1024.0;
+    ++unit;
+  }
+  return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.1f} {}", value, kUnits[unit]);
+}
+
+Result<ModelReport> inspect_model(const std::filesystem::path& directory) {
+  ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::load(directory));
+  ASSIGN_OR_RETURN(const std::unique_ptr<storage::Checkpoint> checkpoint,
+                   storage::Checkpoint::open(directory, config));
+  const QuantFormat experts = format_of_experts(*checkpoint, config);
+  return ModelReport{.directory = directory.string(),
+                     .config = std::move(config),
+                     .num_files = static_cast<int>(checkpoint->files().size()),
+                     .num_tensors = checkpoint->num_tensors(),
+                     .bytes = checkpoint->category_bytes(),
+                     .total_bytes = checkpoint->total_bytes(),
+                     .expert_format = experts,
+                     .notices = checkpoint->notices()};
+}
+
+JsonValue model_to_json(const ModelReport& report) {
+  const ModelConfig& config = report.config;
+  JsonObject dims;
+  dims.add("model_type", config.model_type_name());
+  for (const auto& [name, value] : dimensions(config)) dims.add(name, value);
+  JsonObject bytes;
+  for (int i = 0; i < kNumTensorCategories; ++i) {
+    bytes.add(tensor_category_name(static_cast<TensorCategory>(i)),
+              report.bytes[static_cast<std::size_t>(i)]);
+  }
+  bytes.add("total", report.total_bytes);
+  JsonObject kv;
+  for (const auto& [name, format] : kKvFormats) kv.add(name, config.kv_bytes_per_token(format));
+  JsonObject costs;
+  costs.add("weights_read_bytes", config.active_bytes(report.expert_format))
+      .add("expert_bytes", config.expert_bytes(report.expert_format))
+      .add("expert_format", quant_format_name(report.expert_format))
+      .add("kv_bytes", std::move(kv));
+  JsonObject object;
+  object.add("directory", report.directory)
+      .add("config", std::move(dims))
+      .add("files", report.num_files)
+      .add("tensors", report.num_tensors)
+      .add("bytes", std::move(bytes))
+      .add("per_token", std::move(costs))
+      .add("notices", json_array(report.notices));
+  return std::move(object).build();
+}
+
+std::string model_to_text(const ModelReport& report) {
+  const ModelConfig& config = report.config;
+  std::string text =
+      fmt::format("{}\n\n  {:<26} {}\n", report.directory, "model_type", config.model_type_name());
+  auto out = std::back_inserter(text);
+  for (const auto& [name, value] : dimensions(config)) {
+    fmt::format_to(out, "  {:<26} {}\n", name, value);
+  }
+  fmt::format_to(out, "\n{} tensors in {} files\n", report.num_tensors, report.num_files);
+  for (int i = 0; i < kNumTensorCategories; ++i) {
+    const std::int64_t bytes = report.bytes[static_cast<std::size_t>(i)];
+    if (bytes == 0) continue;
+    const double share =
+        100.0 * static_cast<double>(bytes) / static_cast<double>(report.total_bytes);
+    fmt::format_to(out, "  {:<26} {:>11} {:5.1f} %\n",
+                   tensor_category_name(static_cast<TensorCategory>(i)), human_bytes(bytes), share);
+  }
+  fmt::format_to(out, "  {:<26} {:>11}\n\nA token costs\n", "total",
+                 human_bytes(report.total_bytes));
+  fmt::format_to(out, "  {:<26} {:>11}\n", "weights read to decode it",
+                 human_bytes(config.active_bytes(report.expert_format)));
+  fmt::format_to(out, "  {:<26} {:>11}  {}\n", "of which each expert",
+                 human_bytes(config.expert_bytes(report.expert_format)),
+                 quant_format_name(report.expert_format));
+  for (const auto& [name, format] : kKvFormats) {
+    fmt::format_to(out, "  {:<26} {:>11}\n", fmt::format("cached keys, {}", name),
+                   human_bytes(config.kv_bytes_per_token(format)));
+  }
+  for (const std::string& notice : report.notices) fmt::format_to(out, "\nnote: {}\n", notice);
+  return text;
+}
+
+}  // namespace stoker::tools
