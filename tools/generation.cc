@@ -63,12 +63,14 @@ class AnswerBuilder {
   const GenerationHooks& hooks_;
 };
 
-Status check_prompt(const GenerationRequest& request, int context_tokens) {
+Status check_prompt(const GenerationRequest& request, const TokenSource& source) {
+  const int context_tokens = source.context_tokens();
   if (request.prompt.empty()) return Error(ErrorCode::kInvalidArgument, "the prompt is empty");
   if (request.prompt.size() <= static_cast<std::size_t>(context_tokens)) return {};
-  return make_error(ErrorCode::kResource,
-                    "the prompt has {} tokens, the context holds {}; start with a larger --ctx",
-                    request.prompt.size(), context_tokens);
+  return make_error(
+      ErrorCode::kResource, "the prompt has {} tokens, the context holds {}{}",
+      request.prompt.size(), context_tokens,
+      source.context_can_grow() ? "; start with a larger --ctx" : ", and the model no more");
 }
 
 // How many tokens may follow the prompt. The last one needs no place: it is not computed.
@@ -106,9 +108,8 @@ GenerationCounts& GenerationCounts::operator+=(const GenerationCounts& other) {
 
 Result<Generation> generate(TokenSource& source, const Tokenizer& tokenizer,
                             GenerationRequest request, const GenerationHooks& hooks) {
-  const int context_tokens = source.context_tokens();
-  RETURN_IF_ERROR(check_prompt(request, context_tokens));
-  const int limit = token_limit(request, context_tokens);
+  RETURN_IF_ERROR(check_prompt(request, source));
+  const int limit = token_limit(request, source.context_tokens());
 
   Generation generation;
   generation.message.role = Role::kAssistant;

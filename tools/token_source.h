@@ -22,6 +22,8 @@ class TokenSource {
   virtual int num_cached() const = 0;
   // Tokens that prompt and answer may have together.
   virtual int context_tokens() const = 0;
+  // Whether the model could do with a larger context than was reserved.
+  virtual bool context_can_grow() const { return true; }
 };
 
 class SessionTokens final : public TokenSource {
@@ -35,6 +37,9 @@ class SessionTokens final : public TokenSource {
   }
   int num_cached() const override { return session_.num_cached(); }
   int context_tokens() const override { return runner_.options().context_tokens; }
+  bool context_can_grow() const override {
+    return context_tokens() < runner_.engine().config().max_position_embeddings;
+  }
 
  private:
   Runner& runner_;

@@ -59,6 +59,8 @@ std::string byte_tokenizer_json() {
 ModelConfig write_tiny_text_model(const std::filesystem::path& dir) {
   TinyModelOptions options;
   options.config = with_field(tiny_config(), "vocab_size", std::to_string(kByteVocabSize));
+  // A prompt that offers tools has more bytes than the tiny model's 1024 positions.
+  options.config = with_field(options.config, "max_position_embeddings", "4096");
   ModelConfig config = write_tiny_model(dir, options);
   std::ofstream file(dir / "tokenizer.json", std::ios::binary);
   file << byte_tokenizer_json();

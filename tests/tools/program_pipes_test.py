@@ -108,8 +108,7 @@ class Generate(ProgramTest):
             return json.loads(self.succeed("tokenize", self.model, "--decode", stdin=json.dumps(ids)))
         self.assertIn("Be terse.<｜User｜>hi", prompt("--system", "Be terse."))
         self.assertTrue(prompt("--thinking", "on").endswith("<｜Assistant｜><think>"))
-        self.assertIn('{"name": "apt_show"', prompt("--tools", self.write("tools.json", json.dumps(TOOLS)),
-                                                   "--ctx", "1024"))
+        self.assertIn('{"name": "apt_show"', prompt("--tools", self.write("tools.json", json.dumps(TOOLS))))
 
     def test_eos_ends_it(self):
         out = self.generate("--prompt", "hello", "--greedy", "--logit-bias", "1=100")
@@ -123,6 +122,8 @@ class Generate(ProgramTest):
         self.assertEqual(len(out["prompt_tokens"]) + len(out["tokens"]), 17)
         self.fail_with("the prompt has 9 tokens, the context holds 4; start with a larger --ctx",
                        "generate", self.model, "--prompt", "hello", "--ctx", "4")
+        self.fail_with("the context holds 4096, and the model no more", "generate", self.model, "--prompt-file", "-",
+                       "--ctx", "10000", stdin="x" * 5000)
 
     def test_what_is_refused(self):
         ask = ["generate", self.model, "--prompt", "hi"]
