@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <iterator>
 #include <utility>
@@ -90,8 +91,9 @@ JsonValue model_to_json(const ModelReport& report) {
   for (const auto& [name, value] : dimensions(config)) dims.add(name, value);
   JsonObject bytes;
   for (int i = 0; i < kNumTensorCategories; ++i) {
-    bytes.add(tensor_category_name(static_cast<TensorCategory>(i)),
-              report.bytes[static_cast<std::size_t>(i)]);
+    std::string key(tensor_category_name(static_cast<TensorCategory>(i)));
+    std::replace(key.begin(), key.end(), ' ', '_');
+    bytes.add(key, report.bytes[static_cast<std::size_t>(i)]);
   }
   bytes.add("total", report.total_bytes);
   JsonObject kv;
