@@ -77,7 +77,11 @@ Status Runner::add_pass(int num_rows) {
   Backend& backend = engine_->placement().layer(0).dense();
   ASSIGN_OR_RETURN(auto workspace, Workspace::create(engine_->config(), backend, limits));
   const std::int64_t bytes = workspace->bytes;
-  passes_.push_back({std::make_unique<Forward>(*this, std::move(workspace)), limits, bytes, false});
+  const auto at =
+      std::upper_bound(passes_.begin(), passes_.end(), limits.max_rows,
+                       [](int rows, const Pass& pass) { return rows < pass.limits.max_rows; });
+  passes_.insert(at,
+                 {std::make_unique<Forward>(*this, std::move(workspace)), limits, bytes, false});
   return {};
 }
 
@@ -87,7 +91,7 @@ Result<Forward*> Runner::lend_pass(int num_rows, int num_logit_rows) {
                       num_rows, options_.prefill_rows);
   }
   for (int attempt = 0; attempt < 2; ++attempt) {
-    for (Pass& pass : passes_) {  // smallest first: decode passes come before prefill passes
+    for (Pass& pass : passes_) {  // smallest first
       if (pass.lent || pass.limits.max_rows < num_rows ||
           pass.limits.max_logit_rows < num_logit_rows)
         continue;
@@ -96,9 +100,6 @@ Result<Forward*> Runner::lend_pass(int num_rows, int num_logit_rows) {
     }
     RETURN_IF_ERROR(
         add_pass(num_logit_rows > options_.decode_rows ? options_.prefill_rows : num_rows));
-    std::stable_sort(passes_.begin(), passes_.end(), [](const Pass& a, const Pass& b) {
-      return a.limits.max_rows < b.limits.max_rows;
-    });
   }
   return make_error(ErrorCode::kResource,
                     "logits of {} rows in one step, at most {} were planned for", num_logit_rows,
