@@ -71,6 +71,7 @@ class Chat {
 
   ChatSession& session_;
   bool interactive_;
+  CancelToken cancel_;  // of the answer being made
   bool failed_ = false;
   bool quit_ = false;
   const bool stdout_is_terminal_ = isatty(STDOUT_FILENO) == 1;
@@ -100,15 +101,13 @@ void Chat::show_status(const Generation& generation) {
 
 template <typename Make>
 Status Chat::answer(const Make& make) {
-  CancelToken cancel;
-  std::optional<InterruptScope> interrupts;
-  if (interactive_) interrupts.emplace(cancel);
+  cancel_.reset();
   AnswerView view(stdout_is_terminal_, write_output);
   std::optional<ProgressBar> progress(std::in_place, "reading the prompt",
                                       ProgressBar::Unit::kTokens);
   Status output;
   GenerationHooks hooks;
-  hooks.cancel = &cancel;
+  hooks.cancel = &cancel_;
   hooks.on_delta = [&](const StreamDelta& delta) { return output = view.show(delta); };
   hooks.on_prefill = [&](std::int64_t done, std::int64_t total) {
     if (done < total) progress->update(done, total);
@@ -153,6 +152,8 @@ std::string Chat::prompt() const {
 }
 
 Status Chat::run_interactive(const std::string& welcome) {
+  // From here on, not only during answers: Ctrl-C pressed once too often must not end the program.
+  const InterruptScope interrupts(cancel_);
   std::FILE* const screen = stdout_is_terminal_ ? stdout : stderr;
   LineEditor editor(stdin, screen, default_history_file());
   fmt::print(screen, "{}\n", welcome);

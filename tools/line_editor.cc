@@ -88,16 +88,17 @@ unsigned char LineEditor::State::on_paste(EditLine* editor, int /*key*/) {
 
 void LineEditor::State::bind_keys() {
   struct Function {
-    const char* name;
-    const char* help;
+    const wchar_t* name;
+    const wchar_t* help;
     unsigned char (*run)(EditLine*, int);
   };
+  // The narrow el_set() copies the names and never frees them.
   for (const Function& function :
-       {Function{"stoker-interrupt", "Give the line up", on_interrupt},
-        Function{"stoker-suspend", "Stop the program as job control does", on_suspend},
-        Function{"stoker-newline", "Begin another line of the message", on_newline},
-        Function{"stoker-paste", "Take pasted text as it is", on_paste}}) {
-    el_set(editor, EL_ADDFN, function.name, function.help, function.run);
+       {Function{L"stoker-interrupt", L"Give the line up", on_interrupt},
+        Function{L"stoker-suspend", L"Stop the program as job control does", on_suspend},
+        Function{L"stoker-newline", L"Begin another line of the message", on_newline},
+        Function{L"stoker-paste", L"Take pasted text as it is", on_paste}}) {
+    el_wset(editor, EL_ADDFN, function.name, function.help, function.run);
   }
   using Binding = std::pair<const char*, const char*>;
   for (const auto& [key, command] :
@@ -164,6 +165,9 @@ LineEditor::Input LineEditor::read(const std::string& prompt) {
   state.prompt = prompt;
   for (;;) {
     state.interrupted = false;
+    // Before the prompt shows: a key that answers it must not meet the line discipline of a
+    // terminal that is still in its usual mode, where Ctrl-D and Ctrl-C are no characters.
+    el_set(state.editor, EL_PREP_TERM, 1);
     std::fputs(kPasteOn, state.output);
     std::fflush(state.output);
     int count = 0;
