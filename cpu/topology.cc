@@ -3,6 +3,7 @@
 #include <hwloc.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
 #include <thread>
 #include <type_traits>
@@ -16,6 +17,8 @@ struct DestroyTopology {
 using TopologyPtr = std::unique_ptr<std::remove_pointer_t<hwloc_topology_t>, DestroyTopology>;
 
 TopologyPtr load() {
+  // A library does not print: without /sys (a bare chroot) hwloc would, on standard error.
+  setenv("HWLOC_HIDE_ERRORS", "2", /*overwrite=*/0);
   hwloc_topology_t raw = nullptr;
   if (hwloc_topology_init(&raw) != 0) return nullptr;
   TopologyPtr topology(raw);
