@@ -22,7 +22,8 @@ class ResidentExperts final : public ExpertProvider {
                                                        const ProgressFn& progress);
 
   Result<ExpertSetPtr> demand(int layer, std::span<const ExpertUse> uses) override;
-  void hint(int /*layer*/, std::span<const ExpertGuess> /*guesses*/) override {}
+  void hint(const LookAhead& /*guesses*/) override {}
+  void wait(std::chrono::microseconds /*timeout*/) override {}
 
   std::int64_t bytes() const { return total_bytes_; }
 

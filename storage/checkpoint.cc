@@ -173,6 +173,15 @@ std::int64_t Checkpoint::block_offset(int layer, int block) const {
   return blocks(layer).block(block).offset;
 }
 
+std::int64_t Checkpoint::block_bytes(int layer, int block) const {
+  return blocks(layer).block(block).bytes;
+}
+
+Status Checkpoint::land(ExpertId /*id*/, int /*block*/, int /*replica*/,
+                        std::byte* /*bytes*/) const {
+  return {};  // read() brings blocks in their final form
+}
+
 ExpertPart Checkpoint::part(int layer, int block, const std::byte* block_bytes,
                             DeviceId device) const {
   return blocks(layer).part(block, block_bytes, device);

@@ -51,8 +51,10 @@ class Checkpoint final : public WeightSource, public ExpertSource {
   int num_blocks(int layer) const override;
   std::int64_t expert_bytes(int layer) const override;
   std::int64_t block_offset(int layer, int block) const override;
+  std::int64_t block_bytes(int layer, int block) const override;
   ExpertPart part(int layer, int block, const std::byte* block_bytes,
                   DeviceId device) const override;
+  Status land(ExpertId id, int block, int replica, std::byte* bytes) const override;
   Status read(ExpertId id, std::byte* dst) const override;
 
   // The stored tensor `name`, or null. Scales are tensors of their own.

@@ -6,6 +6,7 @@
 // (quant/expert_block.h says how a block's bytes lie).
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -30,6 +31,18 @@ struct ExpertUse {
 
 enum class ExpertHalf : std::uint8_t { kGateUp, kDown };
 
+// Checks a block when it is first used. Whoever is about to read a part with a guard (a worker of
+// the CPU, an upload) calls check() first and leaves the part alone if it says no: its set yields
+// the part again once a good copy has landed.
+class BlockGuard {
+ public:
+  // True: the block may be read. Thread-safe for different tickets; once per ticket.
+  virtual bool check(std::uint32_t ticket) = 0;
+
+ protected:
+  ~BlockGuard() = default;
+};
+
 // A runnable block of one expert: output rows [row_begin, row_begin + num_rows) of gate and up, or
 // of down. The views are valid until the set is released; `gate` and `up` are used by kGateUp,
 // `down` by kDown.
@@ -40,6 +53,8 @@ struct ExpertPart {
   int num_rows = 0;
   QuantView gate, up,
       down;  // [num_rows, hidden_size], [num_rows, hidden_size], [num_rows, moe_intermediate_size]
+  BlockGuard* guard = nullptr;  // null: the bytes have been checked
+  std::uint32_t ticket = 0;
   DeviceId device() const { return half == ExpertHalf::kGateUp ? gate.device : down.device; }
 };
 
@@ -47,10 +62,15 @@ struct ExpertPart {
 class ExpertSet {
  public:
   // Moves up to out.size() runnable parts into `out` and returns how many. Zero means none is
-  // runnable now. All gate/up parts of an expert come before its first down part.
+  // runnable now. All gate/up parts of an expert come, and have passed their guards, before its
+  // first down part.
   virtual std::size_t take_ready(std::span<ExpertPart> out) = 0;
-  // True when every part has been taken.
+  // True when every part has been taken and has passed its guard.
   virtual bool exhausted() const = 0;
+  // Fewer slots than experts: nothing more becomes runnable until what was taken has been computed.
+  // The caller waits for that and says so by retire_taken().
+  virtual bool waits_for_slots() const { return false; }
+  virtual void retire_taken() {}
   // An error (an unreadable block without a mirror) ends the step.
   virtual Status status() const = 0;
 
@@ -67,10 +87,29 @@ struct ReleaseExpertSet {
 };
 using ExpertSetPtr = std::unique_ptr<ExpertSet, ReleaseExpertSet>;
 
-// A guess that a later layer will want an expert.
-struct ExpertGuess {
-  int expert = 0;
-  float probability = 0.0f;
+// What the look-ahead gate says of a later layer: for each row of the step experts in order of
+// their choice score, best first.
+struct LookAhead {
+  int layer = 0;  // the layer that is guessed
+  int lead = 1;   // MoE layers between the one running and that: 1 or 2
+  int num_rows = 0, num_ranked = 0;
+  std::span<const std::int32_t> experts{};  // [num_rows, num_ranked]
+};
+
+// Counted over all steps since the provider was made. Experts count once per layer and step.
+struct LayerCounters {
+  std::int64_t hit = 0;   // resident when demanded
+  std::int64_t late = 0;  // on their way, by prefetch, when demanded
+  std::int64_t miss = 0;
+  std::int64_t demand_bytes = 0;           // read because they were demanded
+  std::int64_t prefetch_used_bytes = 0;    // read by guess and demanded before they were evicted
+  std::int64_t prefetch_wasted_bytes = 0;  // read by guess and evicted unused
+  std::int64_t felt_wait_us = 0;           // time compute stood still for data
+  std::int64_t retried_blocks = 0;   // read again because a read failed or a checksum did not hold
+  std::int64_t repaired_blocks = 0;  // of them, taken from another copy
+
+  LayerCounters& operator+=(const LayerCounters& other);
+  LayerCounters operator-(const LayerCounters& other) const;
 };
 
 class ExpertProvider {
@@ -78,10 +117,18 @@ class ExpertProvider {
   virtual ~ExpertProvider() = default;
 
   // Leases or fetches the experts of `uses` (ascending, distinct ids). The spans stay valid while
-  // the set lives.
+  // the set lives. One set is open at a time.
   virtual Result<ExpertSetPtr> demand(int layer, std::span<const ExpertUse> uses) = 0;
-  // Says what `layer` may want soon. Free to ignore.
-  virtual void hint(int layer, std::span<const ExpertGuess> guesses) = 0;
+
+  // Experts per row of a look-ahead that hint() makes use of; 0: it need not be computed.
+  virtual int num_ranked_guesses() const { return 0; }
+  // Says what a later layer may want soon. Free to ignore.
+  virtual void hint(const LookAhead& guesses) = 0;
+
+  // Waits until a part of the open set may have become runnable, or `timeout` has passed.
+  virtual void wait(std::chrono::microseconds timeout) = 0;
+
+  virtual LayerCounters counters(int /*layer*/) const { return {}; }
 };
 
 }  // namespace stoker

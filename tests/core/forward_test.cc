@@ -31,7 +31,8 @@ class DrippingExperts final : public ExpertProvider {
     ASSIGN_OR_RETURN(set_.inner, inner_->demand(layer, uses));
     return ExpertSetPtr(&set_);
   }
-  void hint(int /*layer*/, std::span<const ExpertGuess> /*guesses*/) override {}
+  void hint(const LookAhead& /*guesses*/) override {}
+  void wait(std::chrono::microseconds /*timeout*/) override {}
   bool fail = false;
 
  private:

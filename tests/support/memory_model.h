@@ -36,9 +36,16 @@ class MemoryExperts final : public ExpertSource {
   std::int64_t block_offset(int /*layer*/, int block) const override {
     return blocks_.block(block).offset;
   }
+  std::int64_t block_bytes(int /*layer*/, int block) const override {
+    return blocks_.block(block).bytes;
+  }
   ExpertPart part(int /*layer*/, int block, const std::byte* bytes,
                   DeviceId device) const override {
     return blocks_.part(block, bytes, device);
+  }
+  Status land(ExpertId /*id*/, int /*block*/, int /*replica*/,
+              std::byte* /*bytes*/) const override {
+    return {};
   }
   Status read(ExpertId id, std::byte* dst) const override;
 
