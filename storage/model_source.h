@@ -52,6 +52,11 @@ class ModelSource : public WeightSource, public ExpertSource {
   const ModelConfig& config() const { return config_; }
   // The stored tensor `name`, or null. Scales are tensors of their own; packed experts are none.
   const StoredTensor* find(std::string_view name) const { return tensors_.find(name); }
+  // As TensorFiles::check_finite().
+  Status check_finite(std::string_view name, const StoredTensor& tensor, std::int64_t first,
+                      std::span<const std::byte> bytes) const {
+    return tensors_.check_finite(name, tensor, first, bytes);
+  }
   const std::vector<ReadFile>& files() const { return tensors_.files(); }
   int num_tensors() const { return static_cast<int>(tensors_.all().size()); }
   // Whether the weights of a draft layer are there; config.json may promise what is not stored.

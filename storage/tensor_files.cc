@@ -6,6 +6,7 @@
 #include "core/model/tensor_table.h"
 #include "quant/fp8.h"
 #include "storage/aligned_bytes.h"
+#include "storage/checksum.h"
 
 namespace stoker::storage {
 namespace {
@@ -99,6 +100,18 @@ void TensorFiles::ignore(std::string_view name) {
   it->second.ignored = true;
 }
 
+void TensorFiles::remove(std::string_view name) {
+  const auto it = tensors_.find(name);
+  CHECK(it != tensors_.end(), "{}", name);
+  tensors_.erase(it);
+}
+
+void TensorFiles::set_checksum(std::string_view name, std::uint64_t checksum) {
+  const auto it = tensors_.find(name);
+  CHECK(it != tensors_.end(), "{}", name);
+  it->second.checksum = checksum;
+}
+
 const StoredTensor* TensorFiles::find(std::string_view name) const {
   const auto it = tensors_.find(name);
   return it == tensors_.end() ? nullptr : &it->second;
@@ -123,18 +136,29 @@ std::int64_t TensorFiles::loaded_bytes(std::string_view name, const StoredTensor
   return aligned(tensor.bytes) + aligned(find(scale_name(name))->bytes);
 }
 
+Status TensorFiles::check_finite(std::string_view name, const StoredTensor& tensor,
+                                 std::int64_t first, std::span<const std::byte> bytes) const {
+  const std::int64_t count = std::ssize(bytes) / stored_type_info(tensor.type).bytes;
+  const std::int64_t bad = first_bad_value(tensor.type, bytes.data(), count);
+  if (bad < 0) return {};
+  const std::int64_t element = first + bad;
+  return make_error(ErrorCode::kCorrupt,
+                    "{}: tensor {} holds a value that is not finite at [{}, {}]; fetch the file "
+                    "again",
+                    path_of(tensor).string(), name, element / tensor.cols, element % tensor.cols);
+}
+
 Result<QuantView> TensorFiles::load(std::string_view name, const StoredTensor& tensor,
                                     std::byte* dst) const {
   const auto fetch = [&](std::string_view part, const StoredTensor& from, std::byte* to) -> Status {
-    RETURN_IF_ERROR(files_[static_cast<std::size_t>(from.file)].read(
-                        from.offset, {to, static_cast<std::size_t>(from.bytes)}),
+    const std::span<std::byte> bytes(to, static_cast<std::size_t>(from.bytes));
+    RETURN_IF_ERROR(files_[static_cast<std::size_t>(from.file)].read(from.offset, bytes),
                     "tensor {}", part);
-    const std::int64_t bad = first_bad_value(from.type, to, from.rows * from.cols);
-    if (bad < 0) return {};
-    return make_error(ErrorCode::kCorrupt,
-                      "{}: tensor {} holds a value that is not finite at [{}, {}]; fetch the file "
-                      "again",
-                      path_of(from).string(), part, bad / from.cols, bad % from.cols);
+    if (from.checksum) {
+      RETURN_IF_ERROR(check_bytes(bytes, *from.checksum, path_of(from), from.offset), "tensor {}",
+                      part);
+    }
+    return check_finite(part, from, 0, bytes);
   };
   QuantView view;
   view.rows = tensor.rows;

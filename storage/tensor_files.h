@@ -4,6 +4,8 @@
 
 #include <filesystem>
 #include <map>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -23,6 +25,8 @@ struct StoredTensor {
   std::int64_t offset = 0, bytes = 0;
   int rank = 0;
   bool ignored = false;  // no part of the model: said in the notices of who opened the files
+  // XXH3-64 of its bytes, where the file gives one; held against what is read.
+  std::optional<std::uint64_t> checksum = std::nullopt;
 };
 
 // The format of a weight that is stored as `type`: F32, F16, BF16 or F8_E4M3.
@@ -38,6 +42,9 @@ class TensorFiles {
   Status add(ReadFile file);
   // Says that the tensor is no part of the model: has(), names() and read() leave it out.
   void ignore(std::string_view name);
+  // Forgets a tensor that is none of the model's.
+  void remove(std::string_view name);
+  void set_checksum(std::string_view name, std::uint64_t checksum);
 
   // The stored tensor `name`, ignored or not, or null. Scales are tensors of their own.
   const StoredTensor* find(std::string_view name) const;
@@ -52,9 +59,14 @@ class TensorFiles {
   // As WeightSource::read().
   Result<HostWeight> read(std::string_view name, std::int64_t rows, std::int64_t cols) const;
 
+  // kCorrupt if a value is not finite. `bytes` begin at element `first` of the tensor.
+  Status check_finite(std::string_view name, const StoredTensor& tensor, std::int64_t first,
+                      std::span<const std::byte> bytes) const;
+
   // Bytes that load() writes for a weight: payload and scales, each aligned to 64.
   std::int64_t loaded_bytes(std::string_view name, const StoredTensor& tensor) const;
-  // Reads payload and scales of `name` to `dst` and checks that every value is finite. `dst` is
+  // Reads payload and scales of `name` to `dst` and checks that checksums hold and every
+  // value is finite. `dst` is
   // aligned to 64 and takes loaded_bytes().
   Result<QuantView> load(std::string_view name, const StoredTensor& tensor, std::byte* dst) const;
 
