@@ -5,6 +5,7 @@ find_package(nlohmann_json 3.11 REQUIRED)
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(pcre2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
+pkg_check_modules(liburing REQUIRED IMPORTED_TARGET liburing)
 if(NOT STOKER_FUZZ)
   find_package(CLI11 REQUIRED)
   # oneDNN >= 2.6; the API change to 3.x lives in cpu/onednn_matmul.cc alone. Not by its own CMake package:
