@@ -47,33 +47,6 @@ QuantFormat format_of(StoredType type) {
   return QuantFormat::kF32;
 }
 
-// The first value whose exponent field is all ones (infinity or NaN), or -1.
-template <typename T>
-std::int64_t first_not_finite(const std::byte* bytes, std::int64_t count, T exponent_mask) {
-  const T* values = reinterpret_cast<const T*>(bytes);
-  bool any = false;  // the common case is a scan without exits, which vectorises
-  for (std::int64_t i = 0; i < count; ++i) any |= (values[i] & exponent_mask) == exponent_mask;
-  if (!any) return -1;
-  std::int64_t i = 0;
-  while ((values[i] & exponent_mask) != exponent_mask) ++i;
-  return i;
-}
-
-std::int64_t first_bad_value(StoredType type, const std::byte* bytes, std::int64_t count) {
-  switch (type) {
-    case StoredType::kF32:
-      return first_not_finite<std::uint32_t>(bytes, count, 0x7f800000u);
-    case StoredType::kF16:
-      return first_not_finite<std::uint16_t>(bytes, count, 0x7c00u);
-    case StoredType::kBf16:
-      return first_not_finite<std::uint16_t>(bytes, count, 0x7f80u);
-    case StoredType::kF8E4m3:
-      return first_not_finite<std::uint8_t>(bytes, count, 0x7fu);  // E4M3FN: NaN alone
-    default:
-      return -1;
-  }
-}
-
 }  // namespace
 
 const StoredTensor* Checkpoint::find(std::string_view name) const {
@@ -108,18 +81,24 @@ std::int64_t Checkpoint::loaded_bytes(std::string_view name, const StoredTensor&
   return aligned(tensor.bytes) + aligned(find(scale_name(name))->bytes);
 }
 
+Error Checkpoint::not_finite(std::string_view name, const StoredTensor& tensor, std::int64_t row,
+                             std::int64_t col) const {
+  return make_error(
+      ErrorCode::kCorrupt,
+      "{}: tensor {} holds a value that is not finite at [{}, {}] (byte {}); fetch the file again",
+      path_of(tensor).string(), name, row, col,
+      tensor.offset + row * tensor.row_bytes() + col * (tensor.row_bytes() / tensor.cols));
+}
+
 Result<QuantView> Checkpoint::load(std::string_view name, const StoredTensor& tensor,
                                    std::byte* dst) const {
   const auto fetch = [&](std::string_view part, const StoredTensor& from, std::byte* to) -> Status {
     RETURN_IF_ERROR(files_[static_cast<std::size_t>(from.file)].read(
                         from.offset, {to, static_cast<std::size_t>(from.bytes)}),
                     "tensor {}", part);
-    const std::int64_t bad = first_bad_value(from.type, to, from.rows * from.cols);
+    const std::int64_t bad = first_not_finite(from.type, to, from.rows * from.cols);
     if (bad < 0) return {};
-    return make_error(ErrorCode::kCorrupt,
-                      "{}: tensor {} holds a value that is not finite at [{}, {}]; fetch the file "
-                      "again",
-                      path_of(from).string(), part, bad / from.cols, bad % from.cols);
+    return not_finite(part, from, bad / from.cols, bad % from.cols);
   };
   QuantView view;
   view.rows = tensor.rows;
@@ -153,42 +132,46 @@ Result<HostWeight> Checkpoint::read(std::string_view name, std::int64_t rows,
   return weight;
 }
 
-const quant::ExpertBlocks& Checkpoint::blocks(int layer) const {
-  const auto it = expert_blocks_.find(layer);
-  CHECK(it != expert_blocks_.end(), "layer {} has no routed experts", layer);
+const ExpertShards& Checkpoint::shards(int layer) const {
+  const auto it = experts_.find(layer);
+  CHECK(it != experts_.end(), "layer {} has no routed experts", layer);
   return it->second;
 }
 
-QuantSpec Checkpoint::expert_spec(int layer) const {
-  const auto it = expert_specs_.find(layer);
-  CHECK(it != expert_specs_.end(), "layer {} has no routed experts", layer);
-  return it->second;
-}
+QuantSpec Checkpoint::expert_spec(int layer) const { return shards(layer).spec(); }
 
-int Checkpoint::num_blocks(int layer) const { return blocks(layer).num_blocks(); }
+int Checkpoint::num_blocks(int layer) const { return shards(layer).blocks().num_blocks(); }
 
-std::int64_t Checkpoint::expert_bytes(int layer) const { return blocks(layer).expert_bytes(); }
+std::int64_t Checkpoint::expert_bytes(int layer) const { return shards(layer).slot_bytes(); }
 
 std::int64_t Checkpoint::block_offset(int layer, int block) const {
-  return blocks(layer).block(block).offset;
+  return shards(layer).block_offset(block);
 }
 
 std::int64_t Checkpoint::block_bytes(int layer, int block) const {
-  return blocks(layer).block(block).bytes;
-}
-
-Status Checkpoint::land(ExpertId /*id*/, int /*block*/, int /*replica*/,
-                        std::byte* /*bytes*/) const {
-  return {};  // read() brings blocks in their final form
+  return shards(layer).block_bytes(block);
 }
 
 ExpertPart Checkpoint::part(int layer, int block, const std::byte* block_bytes,
                             DeviceId device) const {
-  return blocks(layer).part(block, block_bytes, device);
+  return shards(layer).blocks().part(block, block_bytes, device);
+}
+
+int Checkpoint::extents(ExpertId id, int block, int replica, std::span<Extent> out) const {
+  return replica > 0 ? 0 : shards(id.layer).extents(id.expert, block, out);
+}
+
+Status Checkpoint::land(ExpertId id, int block, int /*replica*/, std::byte* bytes) const {
+  const std::optional<ExpertShards::BadValue> bad = shards(id.layer).land(id.expert, block, bytes);
+  if (!bad) return {};
+  std::string name =
+      expert_tensor_name(id, kProjections[static_cast<std::size_t>(bad->projection)]);
+  if (bad->scale) name = scale_name(name);
+  return not_finite(name, *find(name), bad->row, bad->col);
 }
 
 Status Checkpoint::read(ExpertId id, std::byte* dst) const {
-  const quant::ExpertBlocks& blocks = this->blocks(id.layer);
+  const quant::ExpertBlocks& blocks = shards(id.layer).blocks();
   CHECK(id.expert >= 0 && id.expert < config_.n_routed_experts, "expert {} of {}", id.expert,
         config_.n_routed_experts);
   struct Piece {
@@ -198,7 +181,7 @@ Status Checkpoint::read(ExpertId id, std::byte* dst) const {
   };
   std::vector<Piece> pieces;
   std::int64_t bytes = 0;
-  for (const char* projection : {"gate_proj", "up_proj", "down_proj"}) {
+  for (const char* projection : kProjections) {
     std::string name = expert_tensor_name(id, projection);
     const StoredTensor* tensor = find(name);
     pieces.push_back({name, tensor, bytes});
@@ -212,7 +195,7 @@ Status Checkpoint::read(ExpertId id, std::byte* dst) const {
                      load(pieces[i].name, *pieces[i].tensor, memory.get() + pieces[i].at));
   }
   for (int block = 0; block < blocks.num_blocks(); ++block) {
-    blocks.write(block, views[0], views[1], views[2], dst + blocks.block(block).offset);
+    blocks.write(block, views[0], views[1], views[2], dst + block_offset(id.layer, block));
   }
   return {};
 }

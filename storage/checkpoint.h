@@ -16,24 +16,15 @@
 #include "core/interface/weight_source.h"
 #include "core/model/model_config.h"
 #include "core/model/tensor_table.h"
-#include "quant/expert_block.h"
+#include "storage/expert_shards.h"
+#include "storage/extent.h"
 #include "storage/read_file.h"
-#include "storage/safetensors.h"
+#include "storage/stored_tensor.h"
 
 namespace stoker::storage {
 
-// Where a tensor's bytes lie.
-struct StoredTensor {
-  int file = 0;  // index into files()
-  StoredType type = StoredType::kU8;
-  std::int64_t rows = 1, cols = 0;  // a vector: rows 1
-  std::int64_t offset = 0, bytes = 0;
-  int rank = 0;
-  bool ignored = false;  // no part of the model: said in notices()
-};
-
 // Immutable after open(); thread-safe.
-class Checkpoint final : public WeightSource, public ExpertSource {
+class Checkpoint final : public WeightSource, public ExpertSource, public ExtentSource {
  public:
   // Opens every shard and checks the whole tensor table against names, shapes and dtypes. Errors
   // name file and tensor and say what to do. Copies `config`.
@@ -47,7 +38,8 @@ class Checkpoint final : public WeightSource, public ExpertSource {
   std::int64_t dense_bytes() const override { return dense_bytes_; }
   std::vector<std::string> names() const override;
 
-  // ExpertSource, main and stored draft layers: published experts, re-laid in block form.
+  // ExpertSource, main and stored draft layers: published experts, re-laid in block form by land().
+  // Blocks lie in their slot as ExpertShards says, a little further apart than in a store.
   int num_blocks(int layer) const override;
   std::int64_t expert_bytes(int layer) const override;
   std::int64_t block_offset(int layer, int block) const override;
@@ -56,6 +48,10 @@ class Checkpoint final : public WeightSource, public ExpertSource {
                   DeviceId device) const override;
   Status land(ExpertId id, int block, int replica, std::byte* bytes) const override;
   Status read(ExpertId id, std::byte* dst) const override;
+
+  // ExtentSource.
+  const std::vector<ExtentFile>& extent_files() const override { return extent_files_; }
+  int extents(ExpertId id, int block, int replica, std::span<Extent> out) const override;
 
   // The stored tensor `name`, or null. Scales are tensors of their own.
   const StoredTensor* find(std::string_view name) const;
@@ -78,7 +74,9 @@ class Checkpoint final : public WeightSource, public ExpertSource {
   const std::filesystem::path& path_of(const StoredTensor& tensor) const {
     return files_[static_cast<std::size_t>(tensor.file)].path();
   }
-  const quant::ExpertBlocks& blocks(int layer) const;
+  const ExpertShards& shards(int layer) const;
+  Error not_finite(std::string_view name, const StoredTensor& tensor, std::int64_t row,
+                   std::int64_t col) const;
   // Bytes that load() writes for a weight: payload, scales, each aligned.
   std::int64_t loaded_bytes(std::string_view name, const StoredTensor& tensor) const;
   // Reads payload and scales of `name` to `dst` and checks every value.
@@ -87,8 +85,8 @@ class Checkpoint final : public WeightSource, public ExpertSource {
   ModelConfig config_;
   std::vector<ReadFile> files_;
   std::map<std::string, StoredTensor, std::less<>> tensors_;
-  std::map<int, quant::ExpertBlocks> expert_blocks_;  // by layer
-  std::map<int, QuantSpec> expert_specs_;
+  std::map<int, ExpertShards> experts_;  // by layer
+  std::vector<ExtentFile> extent_files_;
   CategoryBytes category_bytes_{};
   std::int64_t dense_bytes_ = 0;
   std::vector<std::string> notices_;

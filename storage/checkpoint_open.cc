@@ -54,6 +54,7 @@ class CheckpointOpener {
     }
     RETURN_IF_ERROR(check_unknown());
     RETURN_IF_ERROR(lay_out_experts());
+    find_experts();
     return std::move(checkpoint_);
   }
 
@@ -67,6 +68,7 @@ class CheckpointOpener {
   Status check_scale(const TensorSpec& spec, const StoredTensor& weight);
   Status check_unknown();
   Status lay_out_experts();
+  void find_experts();
   void count(const TensorSpec& spec, const StoredTensor& tensor);
 
   Error wrong(std::string_view name, std::string what) const {
@@ -316,19 +318,34 @@ Status CheckpointOpener::lay_out_experts() {
                    : tensor->type == StoredType::kBf16 ? QuantFormat::kBf16
                    : tensor->type == StoredType::kF16  ? QuantFormat::kF16
                                                        : QuantFormat::kF32;
-    const auto [it, added] = checkpoint_->expert_specs_.emplace(spec.layer, quant);
-    if (added) {
-      checkpoint_->expert_blocks_.emplace(
-          spec.layer,
-          quant::ExpertBlocks(config_.hidden_size, config_.moe_intermediate_size, quant));
-    } else if (it->second != quant) {
+    const auto [it, added] = checkpoint_->experts_.try_emplace(
+        spec.layer, config_.hidden_size, config_.moe_intermediate_size, quant);
+    if (!added && it->second.spec() != quant) {
       return make_error(ErrorCode::kUnsupported,
                         "{}: tensor {} is {}, other experts of its layer are {}; all must be alike",
                         where(spec.name), spec.name, quant_format_name(quant.format),
-                        quant_format_name(it->second.format));
+                        quant_format_name(it->second.spec().format));
     }
   }
   return {};
+}
+
+// Where each of them lies: readers ask often, and not by name.
+void CheckpointOpener::find_experts() {
+  for (auto& [layer, shards] : checkpoint_->experts_) {
+    for (int expert = 0; expert < config_.n_routed_experts; ++expert) {
+      ExpertShards::Expert tensors;
+      for (std::size_t i = 0; i < kProjections.size(); ++i) {
+        const std::string name = expert_tensor_name({layer, expert}, kProjections[i]);
+        tensors.weights[i] = checkpoint_->find(name);
+        if (shards.spec().has_scales()) tensors.scales[i] = checkpoint_->find(scale_name(name));
+      }
+      shards.add(tensors);
+    }
+  }
+  for (const ReadFile& file : checkpoint_->files_) {
+    checkpoint_->extent_files_.push_back({file.path(), file.size()});
+  }
 }
 
 }  // namespace stoker::storage
