@@ -1,160 +1,17 @@
 #include "storage/checkpoint.h"
 
-#include <fmt/format.h>
-
-#include <algorithm>
 #include <array>
-#include <cstdlib>
-#include <numeric>
+#include <string>
+#include <vector>
 
-#include "quant/fp8.h"
+#include "storage/aligned_bytes.h"
 
 namespace stoker::storage {
-namespace {
-
-constexpr std::int64_t kAlign = 64;  // of payloads and scales in memory
-
-std::int64_t aligned(std::int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
-
-struct FreeDeleter {
-  void operator()(std::byte* bytes) const { std::free(bytes); }
-};
-using AlignedBytes = std::unique_ptr<std::byte, FreeDeleter>;
-
-Result<AlignedBytes> allocate(std::int64_t bytes) {
-  AlignedBytes memory(static_cast<std::byte*>(
-      std::aligned_alloc(kAlign, static_cast<std::size_t>(std::max(aligned(bytes), kAlign)))));
-  if (memory == nullptr) {
-    return make_error(ErrorCode::kResource, "no memory for {} bytes", bytes);
-  }
-  return memory;
-}
-
-QuantFormat format_of(StoredType type) {
-  switch (type) {
-    case StoredType::kF32:
-      return QuantFormat::kF32;
-    case StoredType::kF16:
-      return QuantFormat::kF16;
-    case StoredType::kBf16:
-      return QuantFormat::kBf16;
-    case StoredType::kF8E4m3:
-      return QuantFormat::kF8E4m3B128;
-    default:
-      break;
-  }
-  CHECK(false, "{} is no weight format", stored_type_info(type).name);
-  return QuantFormat::kF32;
-}
-
-}  // namespace
-
-const StoredTensor* Checkpoint::find(std::string_view name) const {
-  const auto it = tensors_.find(name);
-  return it == tensors_.end() ? nullptr : &it->second;
-}
-
-bool Checkpoint::has(std::string_view name) const {
-  const StoredTensor* tensor = find(name);
-  return tensor != nullptr && !tensor->ignored;
-}
-
-std::vector<std::string> Checkpoint::names() const {
-  std::vector<std::string> names;
-  names.reserve(tensors_.size());
-  for (const auto& [name, tensor] : tensors_) {
-    if (!tensor.ignored) names.push_back(name);
-  }
-  return names;
-}
-
-bool Checkpoint::has_draft_layer(int layer) const {
-  return has(layer_prefix(layer) + "eh_proj.weight");
-}
-
-std::int64_t Checkpoint::total_bytes() const {
-  return std::accumulate(category_bytes_.begin(), category_bytes_.end(), std::int64_t{0});
-}
-
-std::int64_t Checkpoint::loaded_bytes(std::string_view name, const StoredTensor& tensor) const {
-  if (tensor.type != StoredType::kF8E4m3) return aligned(tensor.bytes);
-  return aligned(tensor.bytes) + aligned(find(scale_name(name))->bytes);
-}
-
-Error Checkpoint::not_finite(std::string_view name, const StoredTensor& tensor, std::int64_t row,
-                             std::int64_t col) const {
-  return make_error(
-      ErrorCode::kCorrupt,
-      "{}: tensor {} holds a value that is not finite at [{}, {}] (byte {}); fetch the file again",
-      path_of(tensor).string(), name, row, col,
-      tensor.offset + row * tensor.row_bytes() + col * (tensor.row_bytes() / tensor.cols));
-}
-
-Result<QuantView> Checkpoint::load(std::string_view name, const StoredTensor& tensor,
-                                   std::byte* dst) const {
-  const auto fetch = [&](std::string_view part, const StoredTensor& from, std::byte* to) -> Status {
-    RETURN_IF_ERROR(files_[static_cast<std::size_t>(from.file)].read(
-                        from.offset, {to, static_cast<std::size_t>(from.bytes)}),
-                    "tensor {}", part);
-    const std::int64_t bad = first_not_finite(from.type, to, from.rows * from.cols);
-    if (bad < 0) return {};
-    return not_finite(part, from, bad / from.cols, bad % from.cols);
-  };
-  QuantView view;
-  view.rows = tensor.rows;
-  view.cols = tensor.cols;
-  view.spec.format = format_of(tensor.type);
-  view.payload = dst;
-  RETURN_IF_ERROR(fetch(name, tensor, dst));
-  if (tensor.type == StoredType::kF8E4m3) {
-    const std::string scale = scale_name(name);
-    std::byte* const scales = dst + aligned(tensor.bytes);
-    RETURN_IF_ERROR(fetch(scale, *find(scale), scales));
-    view.scales = reinterpret_cast<const float*>(scales);
-  }
-  return view;
-}
-
-Result<HostWeight> Checkpoint::read(std::string_view name, std::int64_t rows,
-                                    std::int64_t cols) const {
-  const StoredTensor* tensor = find(name);
-  if (tensor == nullptr || tensor->ignored || !weight_of_scale(name).empty()) {
-    return make_error(ErrorCode::kNotFound, "the checkpoint has no tensor {}", name);
-  }
-  if (tensor->rows != rows || tensor->cols != cols) {
-    return make_error(ErrorCode::kInvalidArgument, "{}: tensor {} is [{}, {}], wanted [{}, {}]",
-                      path_of(*tensor).string(), name, tensor->rows, tensor->cols, rows, cols);
-  }
-  ASSIGN_OR_RETURN(AlignedBytes memory, allocate(loaded_bytes(name, *tensor)), "tensor {}", name);
-  HostWeight weight;
-  ASSIGN_OR_RETURN(weight.view, load(name, *tensor, memory.get()));
-  weight.owner = std::shared_ptr<const void>(memory.release(), std::free);
-  return weight;
-}
 
 const ExpertShards& Checkpoint::shards(int layer) const {
-  const auto it = experts_.find(layer);
-  CHECK(it != experts_.end(), "layer {} has no routed experts", layer);
+  const auto it = shards_.find(layer);
+  CHECK(it != shards_.end(), "layer {} has no routed experts", layer);
   return it->second;
-}
-
-QuantSpec Checkpoint::expert_spec(int layer) const { return shards(layer).spec(); }
-
-int Checkpoint::num_blocks(int layer) const { return shards(layer).blocks().num_blocks(); }
-
-std::int64_t Checkpoint::expert_bytes(int layer) const { return shards(layer).slot_bytes(); }
-
-std::int64_t Checkpoint::block_offset(int layer, int block) const {
-  return shards(layer).block_offset(block);
-}
-
-std::int64_t Checkpoint::block_bytes(int layer, int block) const {
-  return shards(layer).block_bytes(block);
-}
-
-ExpertPart Checkpoint::part(int layer, int block, const std::byte* block_bytes,
-                            DeviceId device) const {
-  return shards(layer).blocks().part(block, block_bytes, device);
 }
 
 int Checkpoint::extents(ExpertId id, int block, int replica, std::span<Extent> out) const {
@@ -167,11 +24,11 @@ Status Checkpoint::land(ExpertId id, int block, int /*replica*/, std::byte* byte
   std::string name =
       expert_tensor_name(id, kProjections[static_cast<std::size_t>(bad->projection)]);
   if (bad->scale) name = scale_name(name);
-  return not_finite(name, *find(name), bad->row, bad->col);
+  return tensors_.not_finite(name, *find(name), bad->element);
 }
 
 Status Checkpoint::read(ExpertId id, std::byte* dst) const {
-  const quant::ExpertBlocks& blocks = shards(id.layer).blocks();
+  const quant::ExpertBlocks& blocks = this->blocks(id.layer);
   CHECK(id.expert >= 0 && id.expert < config_.n_routed_experts, "expert {} of {}", id.expert,
         config_.n_routed_experts);
   struct Piece {
@@ -185,14 +42,14 @@ Status Checkpoint::read(ExpertId id, std::byte* dst) const {
     std::string name = expert_tensor_name(id, projection);
     const StoredTensor* tensor = find(name);
     pieces.push_back({name, tensor, bytes});
-    bytes += loaded_bytes(name, *tensor);
+    bytes += tensors_.loaded_bytes(name, *tensor);
   }
-  ASSIGN_OR_RETURN(const AlignedBytes memory, allocate(bytes), "expert {} of layer {}", id.expert,
-                   id.layer);
+  ASSIGN_OR_RETURN(const AlignedBytes memory, allocate_aligned(bytes), "expert {} of layer {}",
+                   id.expert, id.layer);
   std::array<QuantView, 3> views;
   for (std::size_t i = 0; i < views.size(); ++i) {
     ASSIGN_OR_RETURN(views[i],
-                     load(pieces[i].name, *pieces[i].tensor, memory.get() + pieces[i].at));
+                     tensors_.load(pieces[i].name, *pieces[i].tensor, memory.get() + pieces[i].at));
   }
   for (int block = 0; block < blocks.num_blocks(); ++block) {
     blocks.write(block, views[0], views[1], views[2], dst + block_offset(id.layer, block));

@@ -138,8 +138,7 @@ std::optional<ExpertShards::BadValue> ExpertShards::land(int expert, int block,
     const std::int64_t cols = piece.tensor->cols;
     const std::int64_t bad =
         first_not_finite(piece.tensor->type, scratch + at[i], piece.num_rows * cols);
-    if (bad < 0) continue;
-    return BadValue{piece.projection, piece.scale, piece.row_begin + bad / cols, bad % cols};
+    if (bad >= 0) return BadValue{piece.projection, piece.scale, piece.row_begin * cols + bad};
   }
 
   // 3. Block form, as quant::ExpertBlocks::write() gives it.

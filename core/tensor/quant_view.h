@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
+#include <string>
 #include <string_view>
 
 #include "core/tensor/tensor.h"
@@ -48,6 +50,11 @@ constexpr std::string_view quant_format_name(QuantFormat format) {
   }
   return "?";
 }
+
+// "f32", "fp8_e4m3_b128", ...
+std::string quant_spec_name(const QuantSpec& spec);
+// The spec of such a name; empty for names that quant_spec_name() does not give.
+std::optional<QuantSpec> parse_quant_spec(std::string_view name);
 
 enum class WeightLayout : std::uint8_t {
   kRowMajor,  // as published: rows one after another; scales [ceil(rows/128), ceil(cols/128)] for
