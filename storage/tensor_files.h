@@ -27,7 +27,13 @@ struct StoredTensor {
   bool ignored = false;  // no part of the model: said in the notices of who opened the files
   // XXH3-64 of its bytes, where the file gives one; held against what is read.
   std::optional<std::uint64_t> checksum = std::nullopt;
+
+  std::int64_t row_bytes() const { return bytes / rows; }
 };
+
+// Index of the first infinity or NaN among `count` values of a tensor, aligned to their size; -1:
+// there is none.
+std::int64_t first_not_finite(StoredType type, const std::byte* values, std::int64_t count);
 
 // The format of a weight that is stored as `type`: F32, F16, BF16 or F8_E4M3.
 QuantFormat quant_format_of(StoredType type);
@@ -62,6 +68,8 @@ class TensorFiles {
   // kCorrupt if a value is not finite. `bytes` begin at element `first` of the tensor.
   Status check_finite(std::string_view name, const StoredTensor& tensor, std::int64_t first,
                       std::span<const std::byte> bytes) const;
+  // What check_finite() says of an element.
+  Error not_finite(std::string_view name, const StoredTensor& tensor, std::int64_t element) const;
 
   // Bytes that load() writes for a weight: payload and scales, each aligned to 64.
   std::int64_t loaded_bytes(std::string_view name, const StoredTensor& tensor) const;
