@@ -70,10 +70,10 @@ std::uint8_t code_of(QuantFormat format, std::uint64_t bits) {
     case QuantFormat::kF8E4m3B128:  // magnitudes 0.5 to 7.5
       return static_cast<std::uint8_t>((byte & 0x80) | (0x30 + (byte & 0x1f)));
     case QuantFormat::kInt8:
-      return byte == 0x80 ? 1 : byte;
+      return byte == 0x80 ? 0 : byte;
     case QuantFormat::kInt4: {  // no nibble is -8
-      const auto low = static_cast<std::uint8_t>((byte & 0x0f) == 0x08 ? 0x01 : byte & 0x0f);
-      const auto high = static_cast<std::uint8_t>((byte & 0xf0) == 0x80 ? 0x10 : byte & 0xf0);
+      const auto low = static_cast<std::uint8_t>((byte & 0x0f) == 0x08 ? 0 : byte & 0x0f);
+      const auto high = static_cast<std::uint8_t>((byte & 0xf0) == 0x80 ? 0 : byte & 0xf0);
       return low | high;
     }
     default:
@@ -83,7 +83,7 @@ std::uint8_t code_of(QuantFormat format, std::uint64_t bits) {
   return 0;
 }
 double code_rms(QuantFormat format) {
-  return format == QuantFormat::kF8E4m3B128 ? 3.6 : format == QuantFormat::kInt8 ? 73.5 : 4.3;
+  return format == QuantFormat::kF8E4m3B128 ? 3.6 : format == QuantFormat::kInt8 ? 73.5 : 4.2;
 }
 
 std::uint16_t f16_bits(float value) {  // of values that are normal in F16, or nearly zero

@@ -16,7 +16,7 @@ namespace stoker::storage {
 
 struct SynthOptions {
   int moe_layers = 1;  // after at most one dense layer; draft layers are dropped
-  std::optional<int> vocab_size;
+  std::optional<int> vocab_size = std::nullopt;
   QuantSpec experts{QuantFormat::kInt4, 64};  // FP8, INT8 or INT4
   int num_files = 1;
   std::uint64_t seed = 1;
