@@ -34,6 +34,15 @@ class StepHooks {
   virtual std::span<const float> forced_weights(int /*layer*/) { return {}; }
   virtual void on_routes(int /*layer*/, const RouteMailbox& /*routes*/) {}
 
+  // Experts per row that the look-ahead gate ranks for on_look_ahead(); 0: not wanted. At most
+  // kMaxRankedGuesses.
+  virtual int num_ranked_wanted() { return 0; }
+  // What the gate in `layer` says of a later one.
+  virtual void on_look_ahead(int /*layer*/, const LookAhead& /*guesses*/) {}
+  // What the provider is told instead, the gate having been computed all the same; num_ranked 0:
+  // what the gate said.
+  virtual LookAhead forced_look_ahead(int /*layer*/, int /*lead*/) { return {}; }
+
   // Positions, ascending, that `row` attends to in `layer`; empty: the indexer chooses.
   virtual std::span<const std::int32_t> forced_selection(int /*layer*/, int /*row*/) { return {}; }
   virtual bool wants_selection(int /*layer*/) { return false; }
@@ -47,6 +56,22 @@ struct StepBatch {
   std::span<const Segment> segments;  // cover [0, T) in order
   StepHooks* hooks = nullptr;
   const CancelToken* cancel = nullptr;  // ends the step with kCancelled
+};
+
+// What a finished step did and cost.
+struct StepRecord {
+  int num_rows = 0;
+  int num_decode_rows = 0;
+  std::int64_t us = 0;                        // from its start to its logits
+  std::span<const int> layers{};              // MoE layers, ascending
+  std::span<const LayerCounters> counters{};  // of this step, one per entry of `layers`
+};
+
+// Told after every step that ends well. Called by the driver thread.
+class StepListener {
+ public:
+  virtual ~StepListener() = default;
+  virtual void on_step(const StepRecord& record) = 0;
 };
 
 // Rows of F32 in host memory.
