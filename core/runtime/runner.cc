@@ -182,6 +182,12 @@ Status Runner::idle(const CancelToken* cancel) {
   return {};
 }
 
+LayerCounters Runner::expert_counters() const {
+  LayerCounters total;
+  for (const int layer : moe_layers_) total += experts_->counters(layer);
+  return total;
+}
+
 void Runner::on_finished(const Forward& forward) {
   if (listener_ == nullptr) return;
   for (std::size_t i = 0; i < moe_layers_.size(); ++i) {

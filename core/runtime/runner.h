@@ -53,6 +53,8 @@ class Runner {
   std::int64_t workspace_bytes() const;
   const Clock& clock() const { return clock_; }
 
+  // Over all layers, since the runner was made.
+  LayerCounters expert_counters() const;
   // Told of every step; null: nobody. Of passes that overlap, the one that ends first is charged
   // with what both did until then.
   void set_listener(StepListener* listener) { listener_ = listener; }
