@@ -124,7 +124,9 @@ Result<ForwardPtr> Runner::begin(const StepBatch& batch) {
   ASSIGN_OR_RETURN(Forward* const lent,
                    lend_pass(static_cast<int>(batch.tokens.size()), num_logit_rows));
   ForwardPtr forward(lent, ReturnForward{this});
-  RETURN_IF_ERROR(forward->start(batch));
+  StepBatch hooked = batch;
+  if (hooked.hooks == nullptr) hooked.hooks = hooks_;
+  RETURN_IF_ERROR(forward->start(hooked));
   return forward;
 }
 

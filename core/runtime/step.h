@@ -28,6 +28,10 @@ class StepHooks {
  public:
   virtual ~StepHooks() = default;
 
+  // A pass starts; valid until it ends. A pass that fails or is given up has no on_finished().
+  virtual void on_begin(const StepView& /*step*/) {}
+  virtual void on_finished() {}
+
   // Experts to take in `layer`, [T, top_k], instead of the router's; empty: the router chooses.
   virtual std::span<const std::int32_t> forced_experts(int /*layer*/) { return {}; }
   // Their weights, [T, top_k]; empty: computed from the router's scores.
