@@ -44,6 +44,7 @@ Status Forward::start(const StepBatch& batch) {
     next_layer_ = 0;
     step_ = {batch.tokens, positions_, ranges_, sequences_, logit_rows_};
     RETURN_IF_ERROR(backend().begin_step(step_));
+    if (hooks_ != nullptr) hooks_->on_begin(batch);
     backend().embed(step_, *engine_.weights().embedding, rows(workspace_->h));
     return backend().status();
   };
@@ -255,6 +256,7 @@ Status Forward::finish(Runner& runner) {
   for (const Segment& segment : segments_) segment.kv->commit(segment.num_rows);
   num_reserved_ = 0;
   next_layer_ = kFinished;
+  if (hooks_ != nullptr) hooks_->on_end();
   runner.on_finished(*this);
   return {};
 }

@@ -22,11 +22,18 @@ struct Segment {
   Logits want = Logits::kLast;
 };
 
+struct StepBatch;
+
 // Sees and replaces the choices of a step: recording, and runs forced from a file. Spans returned
-// stay valid until the step ends. Called by the driver thread.
+// stay valid until the step ends. Called by the driver thread. Passes that overlap need hooks of
+// their own.
 class StepHooks {
  public:
   virtual ~StepHooks() = default;
+
+  // Around everything else; a step that fails has no end.
+  virtual void on_begin(const StepBatch& /*batch*/) {}
+  virtual void on_end() {}
 
   // Experts to take in `layer`, [T, top_k], instead of the router's; empty: the router chooses.
   virtual std::span<const std::int32_t> forced_experts(int /*layer*/) { return {}; }
