@@ -124,7 +124,9 @@ Result<ForwardPtr> Runner::begin(const StepBatch& batch) {
   ASSIGN_OR_RETURN(Forward* const lent,
                    lend_pass(static_cast<int>(batch.tokens.size()), num_logit_rows));
   ForwardPtr forward(lent, ReturnForward{this});
-  RETURN_IF_ERROR(forward->start(batch));
+  StepBatch hooked = batch;
+  if (hooked.hooks == nullptr) hooked.hooks = hooks_;
+  RETURN_IF_ERROR(forward->start(hooked));
   return forward;
 }
 
@@ -180,6 +182,12 @@ Status Runner::idle(const CancelToken* cancel) {
   constexpr std::chrono::milliseconds kLongest(20);  // until a cancel token is seen
   experts_->wait(kLongest);
   return {};
+}
+
+LayerCounters Runner::expert_counters() const {
+  LayerCounters total;
+  for (const int layer : moe_layers_) total += experts_->counters(layer);
+  return total;
 }
 
 void Runner::on_finished(const Forward& forward) {

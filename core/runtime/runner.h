@@ -53,6 +53,10 @@ class Runner {
   std::int64_t workspace_bytes() const;
   const Clock& clock() const { return clock_; }
 
+  // Over all layers, since the runner was made.
+  LayerCounters expert_counters() const;
+  // Hooks of every pass whose batch brings none; null: none.
+  void set_hooks(StepHooks* hooks) { hooks_ = hooks; }
   // Told of every step; null: nobody. Of passes that overlap, the one that ends first is charged
   // with what both did until then.
   void set_listener(StepListener* listener) { listener_ = listener; }
@@ -94,6 +98,7 @@ class Runner {
   };
   std::vector<Pass> passes_;
   SteadyClock clock_;
+  StepHooks* hooks_ = nullptr;
   StepListener* listener_ = nullptr;
   std::vector<int> moe_layers_;
   std::vector<LayerCounters> counted_, step_counters_;  // by entry of moe_layers_
