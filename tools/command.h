@@ -24,5 +24,6 @@ Command add_render(CLI::App& program);
 Command add_eval(CLI::App& program);
 Command add_inspect(CLI::App& program);
 Command add_bench(CLI::App& program);
+Command add_simulate(CLI::App& program);
 
 }  // namespace stoker::tools

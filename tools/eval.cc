@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <limits>
 #include <optional>
 #include <set>
 #include <sstream>
@@ -14,6 +15,7 @@
 #include "tools/eval_files.h"
 #include "tools/model.h"
 #include "tools/progress_bar.h"
+#include "tools/trace_hooks.h"
 
 namespace stoker::tools {
 namespace {
@@ -30,38 +32,43 @@ struct EvalFlags {
 // Records and forces the choices of a run whose steps are consecutive chunks of one sequence.
 class EvalHooks final : public StepHooks {
  public:
-  EvalHooks(const ModelConfig& config, int num_tokens) : config_(config), num_tokens_(num_tokens) {}
+  explicit EvalHooks(const ModelConfig& config) : config_(config) {}
 
-  void force(Routes routes) { forced_routes_ = std::move(routes); }
+  void force(RoutingTrace routes) { forcer_.emplace(std::move(routes)); }
   void force(Selections selections) { forced_selections_ = std::move(selections); }
-  void record_routes() { recorded_routes_.emplace(); }
+  void record_routes() {
+    constexpr std::int64_t kAll = std::numeric_limits<std::int64_t>::max();
+    recorder_.emplace(config_, "", TraceRecorder::Options{true, 0, kAll});
+  }
   // Records the selections of `rows`; empty: of every row.
   void record_selections(const std::vector<int>& rows) {
     recorded_selections_.emplace();
     wanted_rows_.insert(rows.begin(), rows.end());
   }
-  void begin_chunk(int first_row, int num_rows) {
-    first_row_ = first_row;
-    num_rows_ = num_rows;
-  }
-  const Routes& routes() const { return *recorded_routes_; }
+  RoutingTrace routes() const { return recorder_->trace(); }
   const Selections& selections() const { return *recorded_selections_; }
 
+  void on_begin(const StepBatch& batch) override {
+    num_rows_ = static_cast<int>(batch.tokens.size());
+    if (forcer_) forcer_->on_begin(batch);
+    if (recorder_) recorder_->on_begin(batch);
+  }
+  void on_end() override {
+    first_row_ += num_rows_;
+    if (forcer_) forcer_->on_end();
+    if (recorder_) recorder_->on_end();
+  }
   std::span<const std::int32_t> forced_experts(int layer) override {
-    const LayerRoutes* const routes = forced(layer);
-    return routes == nullptr ? std::span<const std::int32_t>()
-                             : chunk_of(std::span(routes->experts));
+    return forcer_ ? forcer_->forced_experts(layer) : std::span<const std::int32_t>();
   }
   std::span<const float> forced_weights(int layer) override {
-    const LayerRoutes* const routes = forced(layer);
-    return routes == nullptr || routes->weights.empty() ? std::span<const float>()
-                                                        : chunk_of(std::span(routes->weights));
+    return forcer_ ? forcer_->forced_weights(layer) : std::span<const float>();
+  }
+  LookAhead forced_look_ahead(int layer, int lead) override {
+    return forcer_ ? forcer_->forced_look_ahead(layer, lead) : LookAhead();
   }
   void on_routes(int layer, const RouteMailbox& routes) override {
-    if (!recorded_routes_) return;
-    LayerRoutes& to = recorded_routes_->layers[layer];
-    to.experts.insert(to.experts.end(), routes.experts.begin(), routes.experts.end());
-    to.weights.insert(to.weights.end(), routes.weights.begin(), routes.weights.end());
+    if (recorder_) recorder_->on_routes(layer, routes);
   }
   std::span<const std::int32_t> forced_selection(int layer, int row) override {
     const auto rows = forced_selections_.layers.find(layer);
@@ -88,21 +95,10 @@ class EvalHooks final : public StepHooks {
   }
 
  private:
-  const LayerRoutes* forced(int layer) const {
-    const auto routes = forced_routes_.layers.find(layer);
-    return routes == forced_routes_.layers.end() ? nullptr : &routes->second;
-  }
-  template <typename T>
-  std::span<const T> chunk_of(std::span<const T> all) const {
-    const std::size_t width = all.size() / static_cast<std::size_t>(num_tokens_);
-    return all.subspan(first_row_ * width, num_rows_ * width);
-  }
-
   const ModelConfig& config_;
-  int num_tokens_;
-  Routes forced_routes_;
+  std::optional<TraceForcer> forcer_;
+  std::optional<TraceRecorder> recorder_;
   Selections forced_selections_;
-  std::optional<Routes> recorded_routes_;
   std::optional<Selections> recorded_selections_;
   std::set<int> wanted_rows_;
   int first_row_ = 0, num_rows_ = 0;
@@ -144,7 +140,6 @@ Status run_chunks(Runner& runner, std::span<const TokenId> tokens, int chunk, Ev
   ProgressBar progress("evaluating", ProgressBar::Unit::kTokens);
   for (int begin = 0; begin < num_tokens; begin += chunk) {
     const int num_rows = std::min(chunk, num_tokens - begin);
-    hooks.begin_chunk(begin, num_rows);
     const Segment segment{&sequence, 0, num_rows, chunk == 1 ? Purpose::kDecode : Purpose::kPrefill,
                           Logits::kAll};
     ASSIGN_OR_RETURN(const ForwardPtr forward,
@@ -171,9 +166,9 @@ Result<int> run(EvalFlags& flags) {
   ASSIGN_OR_RETURN(const LoadedModel model, load_model(flags.model, {chunk, chunk}));
   const ModelConfig& config = model.engine->config();
 
-  EvalHooks hooks(config, num_tokens);
+  EvalHooks hooks(config);
   if (!flags.force_routes.empty()) {
-    ASSIGN_OR_RETURN(Routes routes, read_routes(flags.force_routes, config, num_tokens));
+    ASSIGN_OR_RETURN(RoutingTrace routes, read_routes(flags.force_routes, config, num_tokens));
     hooks.force(std::move(routes));
   }
   if (!flags.force_selected.empty()) {
@@ -197,7 +192,7 @@ Result<int> run(EvalFlags& flags) {
                              }));
   if (logits_file) RETURN_IF_ERROR(logits_file->close());
   if (!flags.routes.empty()) {
-    RETURN_IF_ERROR(write_routes(flags.routes, hooks.routes(), config.num_experts_per_tok));
+    RETURN_IF_ERROR(write_routes(flags.routes, hooks.routes()));
   }
   if (!flags.selected.empty())
     RETURN_IF_ERROR(write_selections(flags.selected, hooks.selections()));
@@ -229,7 +224,7 @@ Command add_eval(CLI::App& program) {
   app->add_option("--chunk", flags->chunk, "Tokens a pass; 1: decoding (default: all in one pass)")
       ->check(CLI::PositiveNumber);
   app->add_option("--force-routes", flags->force_routes,
-                  "Take the experts of this routes file instead of the router's");
+                  "Take the experts of this routes file or routing trace instead of the router's");
   app->add_option("--force-selected", flags->force_selected,
                   "Take the selections of this file where it lists them");
   add_model_flags(*app, flags->model);
