@@ -21,24 +21,10 @@ Result<DType> parse_float_type(std::string_view flag, const std::string& value,
                     value);
 }
 
-Result<BackendChoice> make_reference(const ModelFlags& flags) {
-  for (const auto& [flag, value] :
-       {std::pair("activations", flags.activations), {"kv-cache", flags.kv_cache}}) {
-    if (!value.empty() && value != "f32") {
-      return make_error(ErrorCode::kInvalidArgument,
-                        "--backend reference computes in f32 only; leave --{} {} out", flag, value);
-    }
-  }
-  BackendChoice choice;
-  choice.backend = std::make_unique<ReferenceBackend>();
-  return choice;
-}
-
-Result<BackendChoice> make_cpu(const ModelFlags& flags) {
+Result<BackendChoice> make_cpu(const ModelFlags& flags, BackendTypes types) {
   CpuBackendOptions options;
-  ASSIGN_OR_RETURN(options.activations,
-                   parse_float_type("activations", flags.activations, DType::kBf16));
-  ASSIGN_OR_RETURN(options.kv_dtype, parse_float_type("kv-cache", flags.kv_cache, DType::kBf16));
+  options.activations = types.activations;
+  options.kv_dtype = types.kv;
   ASSIGN_OR_RETURN(options.isa, parse_isa(flags.isa));
   const std::vector<int> cpus = Topology::detect().pin_order(flags.threads);
   BackendChoice choice;
@@ -48,11 +34,10 @@ Result<BackendChoice> make_cpu(const ModelFlags& flags) {
   return choice;
 }
 
-Result<BackendChoice> make_cuda(const ModelFlags& flags) {
+Result<BackendChoice> make_cuda(BackendTypes types) {
   CudaBackendOptions options;
-  ASSIGN_OR_RETURN(options.activations,
-                   parse_float_type("activations", flags.activations, DType::kBf16));
-  ASSIGN_OR_RETURN(options.kv_cache, parse_float_type("kv-cache", flags.kv_cache, DType::kBf16));
+  options.activations = types.activations;
+  options.kv_cache = types.kv;
   BackendChoice choice;
   ASSIGN_OR_RETURN(choice.backend, make_cuda_backend(options));
   return choice;
@@ -60,10 +45,30 @@ Result<BackendChoice> make_cuda(const ModelFlags& flags) {
 
 }  // namespace
 
+Result<BackendTypes> backend_types(const ModelFlags& flags) {
+  const bool reference = flags.backend == "reference";
+  for (const auto& [flag, value] :
+       {std::pair("activations", flags.activations), {"kv-cache", flags.kv_cache}}) {
+    if (reference && !value.empty() && value != "f32") {
+      return make_error(ErrorCode::kInvalidArgument,
+                        "--backend reference computes in f32 only; leave --{} {} out", flag, value);
+    }
+  }
+  const DType otherwise = reference ? DType::kF32 : DType::kBf16;
+  BackendTypes types;
+  ASSIGN_OR_RETURN(types.activations,
+                   parse_float_type("activations", flags.activations, otherwise));
+  ASSIGN_OR_RETURN(types.kv, parse_float_type("kv-cache", flags.kv_cache, otherwise));
+  return types;
+}
+
 Result<BackendChoice> make_backend(const ModelFlags& flags) {
-  if (flags.backend == "reference") return make_reference(flags);
-  if (flags.backend == "cuda") return make_cuda(flags);
-  return make_cpu(flags);
+  ASSIGN_OR_RETURN(const BackendTypes types, backend_types(flags));
+  if (flags.backend == "cuda") return make_cuda(types);
+  if (flags.backend != "reference") return make_cpu(flags, types);
+  BackendChoice choice;
+  choice.backend = std::make_unique<ReferenceBackend>();
+  return choice;
 }
 
 }  // namespace stoker::tools

@@ -9,12 +9,12 @@
 #include "core/base/error.h"
 #include "core/base/team.h"
 #include "core/interface/expert_source.h"
-#include "core/interface/slot_arena.h"
 #include "core/model/tensor_table.h"
 #include "core/runtime/engine.h"
 #include "core/runtime/runner.h"
 #include "prefetch/expert_manager.h"
 #include "storage/model_source.h"
+#include "storage/slot_arena.h"
 #include "tools/model_flags.h"
 
 namespace stoker::tools {
@@ -32,7 +32,7 @@ struct LoadedModel {
   std::unique_ptr<storage::ModelSource> source;
   std::unique_ptr<Clock> clock;
   // Of a model with experts; null for others.
-  std::unique_ptr<SlotArena> arena;
+  std::unique_ptr<storage::HostSlotArena> arena;
   std::unique_ptr<ExpertSource> unread_experts;  // with a modelled drive only
   std::unique_ptr<ExpertReader> reader;
   int num_experts = 0;         // over all layers
