@@ -14,6 +14,7 @@
 
 #include "cpu/read_bandwidth.h"
 #include "tools/drive_probe.h"
+#include "tools/eval_files.h"
 #include "tools/hook_chain.h"
 #include "tools/progress_bar.h"
 #include "tools/run_record.h"
@@ -122,7 +123,7 @@ Status ModelBench::prepare() {
   const ModelConfig& config = model_.engine->config();
   tokens_ = bench_tokens(flags_.tokens, config.vocab_size);
   if (!flags_.force_routes.empty()) {
-    ASSIGN_OR_RETURN(RoutingTrace trace, read_forced_trace(flags_.force_routes, config));
+    ASSIGN_OR_RETURN(RoutingTrace trace, read_routes(flags_.force_routes, config, 0));
     forcer_.emplace(std::move(trace));
   }
   hooks_.emplace(std::initializer_list<StepHooks*>{&distinct_, forcer_ ? &*forcer_ : nullptr,
