@@ -8,9 +8,23 @@
 
 namespace stoker::storage {
 
-Status Checkpoint::land(ExpertId /*id*/, int /*block*/, int /*replica*/,
-                        std::byte* /*bytes*/) const {
-  return {};  // read() brings blocks in their final form
+const ExpertShards& Checkpoint::shards(int layer) const {
+  const auto it = shards_.find(layer);
+  CHECK(it != shards_.end(), "layer {} has no routed experts", layer);
+  return it->second;
+}
+
+int Checkpoint::extents(ExpertId id, int block, int replica, std::span<Extent> out) const {
+  return replica > 0 ? 0 : shards(id.layer).extents(id.expert, block, out);
+}
+
+Status Checkpoint::land(ExpertId id, int block, int /*replica*/, std::byte* bytes) const {
+  const std::optional<ExpertShards::BadValue> bad = shards(id.layer).land(id.expert, block, bytes);
+  if (!bad) return {};
+  std::string name =
+      expert_tensor_name(id, kProjections[static_cast<std::size_t>(bad->projection)]);
+  if (bad->scale) name = scale_name(name);
+  return tensors_.not_finite(name, *find(name), bad->row, bad->col);
 }
 
 Status Checkpoint::read(ExpertId id, std::byte* dst) const {
@@ -24,7 +38,7 @@ Status Checkpoint::read(ExpertId id, std::byte* dst) const {
   };
   std::vector<Piece> pieces;
   std::int64_t bytes = 0;
-  for (const char* projection : {"gate_proj", "up_proj", "down_proj"}) {
+  for (const char* projection : kProjections) {
     std::string name = expert_tensor_name(id, projection);
     const StoredTensor* tensor = find(name);
     pieces.push_back({name, tensor, bytes});
@@ -38,7 +52,7 @@ Status Checkpoint::read(ExpertId id, std::byte* dst) const {
                      tensors_.load(pieces[i].name, *pieces[i].tensor, memory.get() + pieces[i].at));
   }
   for (int block = 0; block < blocks.num_blocks(); ++block) {
-    blocks.write(block, views[0], views[1], views[2], dst + blocks.block(block).offset);
+    blocks.write(block, views[0], views[1], views[2], dst + block_offset(id.layer, block));
   }
   return {};
 }

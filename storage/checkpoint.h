@@ -5,11 +5,13 @@
 #pragma once
 
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <utility>
 
 #include "core/base/error.h"
 #include "core/model/model_config.h"
+#include "storage/expert_shards.h"
 #include "storage/model_source.h"
 
 namespace stoker::storage {
@@ -24,13 +26,29 @@ class Checkpoint final : public ModelSource {
   static Result<std::unique_ptr<Checkpoint>> open(const std::filesystem::path& dir,
                                                   const ModelConfig& config);
 
-  // ExpertSource: published experts, re-laid in block form.
+  // ExpertSource: published experts, brought into block form by land(). Blocks lie in their slot as
+  // ExpertShards says, a little further apart than in a store.
+  std::int64_t expert_bytes(int layer) const override { return shards(layer).slot_bytes(); }
+  std::int64_t block_offset(int layer, int block) const override {
+    return shards(layer).block_offset(block);
+  }
+  std::int64_t block_bytes(int layer, int block) const override {
+    return shards(layer).block_bytes(block);
+  }
   Status land(ExpertId id, int block, int replica, std::byte* bytes) const override;
   Status read(ExpertId id, std::byte* dst) const override;
+
+  // ExtentSource.
+  const std::vector<ExtentFile>& extent_files() const override { return extent_files_; }
+  int extents(ExpertId id, int block, int replica, std::span<Extent> out) const override;
 
  private:
   friend class CheckpointOpener;
   explicit Checkpoint(ModelConfig config) : ModelSource(std::move(config)) {}
+  const ExpertShards& shards(int layer) const;
+
+  std::map<int, ExpertShards> shards_;  // by layer
+  std::vector<ExtentFile> extent_files_;
 };
 
 }  // namespace stoker::storage

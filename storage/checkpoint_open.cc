@@ -33,6 +33,7 @@ class CheckpointOpener {
     for (const TensorSpec& spec : check.found()) {
       if (spec.expert >= 0) RETURN_IF_ERROR(lay_out(spec));
     }
+    find_experts();
     return std::move(checkpoint_);
   }
 
@@ -41,6 +42,7 @@ class CheckpointOpener {
   Status open_shard(const std::string& file, const std::string& reason);
   Status match_index(const std::vector<ShardedName>& index);
   Status lay_out(const TensorSpec& spec);
+  void find_experts();
 
   std::string where(std::string_view name) const {
     return checkpoint_->tensors_.path_of(*checkpoint_->find(name)).string();
@@ -134,6 +136,28 @@ Status CheckpointOpener::lay_out(const TensorSpec& spec) {
                       quant_format_name(layer->spec.format));
   }
   return {};
+}
+
+// Where each expert lies: readers ask often, and not by name.
+void CheckpointOpener::find_experts() {
+  const ModelConfig& config = checkpoint_->config_;
+  for (const int layer : checkpoint_->expert_layers()) {
+    const QuantSpec spec = checkpoint_->expert_spec(layer);
+    ExpertShards shards(config.hidden_size, config.moe_intermediate_size, spec);
+    for (int expert = 0; expert < config.n_routed_experts; ++expert) {
+      ExpertShards::Expert tensors;
+      for (std::size_t i = 0; i < kProjections.size(); ++i) {
+        const std::string name = expert_tensor_name({layer, expert}, kProjections[i]);
+        tensors.weights[i] = checkpoint_->find(name);
+        if (spec.has_scales()) tensors.scales[i] = checkpoint_->find(scale_name(name));
+      }
+      shards.add(tensors);
+    }
+    checkpoint_->shards_.emplace(layer, std::move(shards));
+  }
+  for (const ReadFile& file : checkpoint_->files()) {
+    checkpoint_->extent_files_.push_back({file.path(), file.size()});
+  }
 }
 
 }  // namespace stoker::storage

@@ -16,13 +16,14 @@
 #include "core/model/model_config.h"
 #include "core/model/tensor_table.h"
 #include "quant/expert_block.h"
+#include "storage/extent.h"
 #include "storage/tensor_files.h"
 
 namespace stoker::storage {
 
 // What both forms share: named tensors in safetensors files, and for every MoE layer the layout of
 // its experts. Immutable after opening; thread-safe.
-class ModelSource : public WeightSource, public ExpertSource {
+class ModelSource : public WeightSource, public ExpertSource, public ExtentSource {
  public:
   using ExpertSource::read;
 

@@ -18,7 +18,7 @@
 namespace stoker::storage {
 
 // Immutable after open(); thread-safe.
-class Store final : public ModelSource, public ExtentSource {
+class Store final : public ModelSource {
  public:
   using ModelSource::read;
 

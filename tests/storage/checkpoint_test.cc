@@ -147,30 +147,6 @@ INSTANTIATE_TEST_SUITE_P(
                          std::get<2>(info.param));
     });
 
-TEST(Checkpoint, ExpertsComeInBlockForm) {
-  for (const char* dtype : {"fp8", "bf16"}) {
-    test::TinyModelOptions options;
-    options.config = test::tiny_config("deepseek_v32", dtype);
-    const test::TinyModel model(options);
-    const auto checkpoint = opened(model.dir(), model.config());
-    const std::int64_t hidden = 136, inter = 40;
-    const quant::ExpertBlocks blocks(hidden, inter, checkpoint->expert_spec(2));
-    ASSERT_EQ(checkpoint->expert_bytes(2), blocks.expert_bytes());
-    ASSERT_EQ(checkpoint->num_blocks(2), blocks.num_blocks());
-    std::vector<std::byte> got(blocks.expert_bytes()), want(blocks.expert_bytes());
-    ASSERT_TRUE(checkpoint->read(ExpertId{2, 7}, got.data()).ok());
-    const std::string prefix = "model.layers.2.mlp.experts.7.";
-    const HostWeight gate = *checkpoint->read(prefix + "gate_proj.weight", inter, hidden);
-    const HostWeight up = *checkpoint->read(prefix + "up_proj.weight", inter, hidden);
-    const HostWeight down = *checkpoint->read(prefix + "down_proj.weight", hidden, inter);
-    for (int i = 0; i < blocks.num_blocks(); ++i) {
-      EXPECT_EQ(checkpoint->block_offset(2, i), blocks.block(i).offset);
-      blocks.write(i, gate.view, up.view, down.view, want.data() + blocks.block(i).offset);
-    }
-    EXPECT_EQ(got, want) << dtype;
-  }
-}
-
 TEST(Checkpoint, TheSameSeedGivesTheSameBytes) {
   const test::TinyModel a, b;
   const auto bytes = [](const test::TinyModel& model) {
