@@ -24,7 +24,7 @@ Status Checkpoint::land(ExpertId id, int block, int /*replica*/, std::byte* byte
   std::string name =
       expert_tensor_name(id, kProjections[static_cast<std::size_t>(bad->projection)]);
   if (bad->scale) name = scale_name(name);
-  return tensors_.not_finite(name, *find(name), bad->element);
+  return tensors_.not_finite(name, *find(name), bad->row, bad->col);
 }
 
 Status Checkpoint::read(ExpertId id, std::byte* dst) const {

@@ -7,9 +7,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
-#include <span>
 #include <utility>
-#include <vector>
 
 #include "core/base/error.h"
 #include "core/model/model_config.h"
@@ -28,7 +26,7 @@ class Checkpoint final : public ModelSource {
   static Result<std::unique_ptr<Checkpoint>> open(const std::filesystem::path& dir,
                                                   const ModelConfig& config);
 
-  // ExpertSource: published experts, re-laid in block form by land(). Blocks lie in their slot as
+  // ExpertSource: published experts, brought into block form by land(). Blocks lie in their slot as
   // ExpertShards says, a little further apart than in a store.
   std::int64_t expert_bytes(int layer) const override { return shards(layer).slot_bytes(); }
   std::int64_t block_offset(int layer, int block) const override {
@@ -47,7 +45,6 @@ class Checkpoint final : public ModelSource {
  private:
   friend class CheckpointOpener;
   explicit Checkpoint(ModelConfig config) : ModelSource(std::move(config)) {}
-
   const ExpertShards& shards(int layer) const;
 
   std::map<int, ExpertShards> shards_;  // by layer

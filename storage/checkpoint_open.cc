@@ -138,15 +138,12 @@ Status CheckpointOpener::lay_out(const TensorSpec& spec) {
   return {};
 }
 
-// Where each of them lies: readers ask often, and not by name.
+// Where each expert lies: readers ask often, and not by name.
 void CheckpointOpener::find_experts() {
   const ModelConfig& config = checkpoint_->config_;
   for (const int layer : checkpoint_->expert_layers()) {
     const QuantSpec spec = checkpoint_->expert_spec(layer);
-    ExpertShards& shards =
-        checkpoint_->shards_
-            .try_emplace(layer, config.hidden_size, config.moe_intermediate_size, spec)
-            .first->second;
+    ExpertShards shards(config.hidden_size, config.moe_intermediate_size, spec);
     for (int expert = 0; expert < config.n_routed_experts; ++expert) {
       ExpertShards::Expert tensors;
       for (std::size_t i = 0; i < kProjections.size(); ++i) {
@@ -156,6 +153,7 @@ void CheckpointOpener::find_experts() {
       }
       shards.add(tensors);
     }
+    checkpoint_->shards_.emplace(layer, std::move(shards));
   }
   for (const ReadFile& file : checkpoint_->files()) {
     checkpoint_->extent_files_.push_back({file.path(), file.size()});

@@ -138,7 +138,8 @@ std::optional<ExpertShards::BadValue> ExpertShards::land(int expert, int block,
     const std::int64_t cols = piece.tensor->cols;
     const std::int64_t bad =
         first_not_finite(piece.tensor->type, scratch + at[i], piece.num_rows * cols);
-    if (bad >= 0) return BadValue{piece.projection, piece.scale, piece.row_begin * cols + bad};
+    if (bad < 0) continue;
+    return BadValue{piece.projection, piece.scale, piece.row_begin + bad / cols, bad % cols};
   }
 
   // 3. Block form, as quant::ExpertBlocks::write() gives it.
@@ -151,13 +152,12 @@ std::optional<ExpertShards::BadValue> ExpertShards::land(int expert, int block,
     const QuantView& to = *places[static_cast<std::size_t>(piece.projection)];
     QuantView from;
     from.payload = scratch + at[i] - skipped * piece.tensor->row_bytes();
-    from.scales =
-        spec_.has_scales() ? reinterpret_cast<const float*>(scratch + at[i + 1]) : nullptr;
+    from.scales = spec_.has_scales() ? scratch + at[i + 1] : nullptr;
     from.rows = skipped + rows.num_rows;
     from.cols = piece.tensor->cols;
     from.spec = spec_;
     quant::relay_tile16(from, skipped, rows.num_rows, const_cast<std::byte*>(to.payload),
-                        const_cast<float*>(to.scales));
+                        const_cast<std::byte*>(to.scales));
   }
   return {};
 }

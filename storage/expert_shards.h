@@ -16,7 +16,7 @@
 
 #include "quant/expert_block.h"
 #include "storage/extent.h"
-#include "storage/tensor_files.h"
+#include "storage/stored_tensor.h"
 
 namespace stoker::storage {
 
@@ -33,7 +33,7 @@ class ExpertShards {
   struct BadValue {
     int projection = 0;
     bool scale = false;
-    std::int64_t element = 0;  // of the tensor
+    std::int64_t row = 0, col = 0;
   };
 
   ExpertShards(std::int64_t hidden_size, std::int64_t inter_size, QuantSpec spec);

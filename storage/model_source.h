@@ -22,7 +22,7 @@
 namespace stoker::storage {
 
 // What both forms share: named tensors in safetensors files, and for every MoE layer the layout of
-// its experts, which a reader can page in. Immutable after opening; thread-safe.
+// its experts. Immutable after opening; thread-safe.
 class ModelSource : public WeightSource, public ExpertSource, public ExtentSource {
  public:
   using ExpertSource::read;

@@ -114,7 +114,7 @@ Status PackedContent::expert(ExpertId id, std::span<std::byte> dst, ScratchBytes
     const StoredTensor& stored_scale = *checkpoint_.find(scale);
     ASSIGN_OR_RETURN(const std::span<std::byte> scales,
                      load(scale, stored_scale, 0, stored_scale.bytes, memory));
-    views[i].scales = reinterpret_cast<const float*>(scales.data());
+    views[i].scales = scales.data();
     memory += room(stored_scale);
   }
   const ModelConfig& config = checkpoint_.config();

@@ -15,34 +15,7 @@ constexpr std::int64_t kAlign = 64;  // of payloads and scales in memory
 
 std::int64_t aligned(std::int64_t bytes) { return align_up(bytes, kAlign); }
 
-// The first value whose exponent field is all ones, or -1.
-template <typename T>
-std::int64_t first_with(const std::byte* bytes, std::int64_t count, T exponent_mask) {
-  const T* values = reinterpret_cast<const T*>(bytes);
-  bool any = false;  // the common case is a scan without exits, which vectorises
-  for (std::int64_t i = 0; i < count; ++i) any |= (values[i] & exponent_mask) == exponent_mask;
-  if (!any) return -1;
-  std::int64_t i = 0;
-  while ((values[i] & exponent_mask) != exponent_mask) ++i;
-  return i;
-}
-
 }  // namespace
-
-std::int64_t first_not_finite(StoredType type, const std::byte* bytes, std::int64_t count) {
-  switch (type) {
-    case StoredType::kF32:
-      return first_with<std::uint32_t>(bytes, count, 0x7f800000u);
-    case StoredType::kF16:
-      return first_with<std::uint16_t>(bytes, count, 0x7c00u);
-    case StoredType::kBf16:
-      return first_with<std::uint16_t>(bytes, count, 0x7f80u);
-    case StoredType::kF8E4m3:
-      return first_with<std::uint8_t>(bytes, count, 0x7fu);  // E4M3FN: NaN alone
-    default:
-      return -1;
-  }
-}
 
 QuantFormat quant_format_of(StoredType type) {
   switch (type) {
@@ -136,21 +109,22 @@ std::int64_t TensorFiles::loaded_bytes(std::string_view name, const StoredTensor
   return aligned(tensor.bytes) + aligned(find(scale_name(name))->bytes);
 }
 
+Error TensorFiles::not_finite(std::string_view name, const StoredTensor& tensor, std::int64_t row,
+                              std::int64_t col) const {
+  return make_error(
+      ErrorCode::kCorrupt,
+      "{}: tensor {} holds a value that is not finite at [{}, {}] (byte {}); fetch the file again",
+      path_of(tensor).string(), name, row, col,
+      tensor.offset + row * tensor.row_bytes() + col * (tensor.row_bytes() / tensor.cols));
+}
+
 Status TensorFiles::check_finite(std::string_view name, const StoredTensor& tensor,
                                  std::int64_t first, std::span<const std::byte> bytes) const {
   const std::int64_t count = std::ssize(bytes) / stored_type_info(tensor.type).bytes;
   const std::int64_t bad = first_not_finite(tensor.type, bytes.data(), count);
   if (bad < 0) return {};
-  return not_finite(name, tensor, first + bad);
-}
-
-Error TensorFiles::not_finite(std::string_view name, const StoredTensor& tensor,
-                              std::int64_t element) const {
-  return make_error(
-      ErrorCode::kCorrupt,
-      "{}: tensor {} holds a value that is not finite at [{}, {}] (byte {}); fetch the file again",
-      path_of(tensor).string(), name, element / tensor.cols, element % tensor.cols,
-      tensor.offset + element * stored_type_info(tensor.type).bytes);
+  const std::int64_t element = first + bad;
+  return not_finite(name, tensor, element / tensor.cols, element % tensor.cols);
 }
 
 Result<QuantView> TensorFiles::load(std::string_view name, const StoredTensor& tensor,
@@ -175,7 +149,7 @@ Result<QuantView> TensorFiles::load(std::string_view name, const StoredTensor& t
     const std::string scale = scale_name(name);
     std::byte* const scales = dst + aligned(tensor.bytes);
     RETURN_IF_ERROR(fetch(scale, *find(scale), scales));
-    view.scales = reinterpret_cast<const float*>(scales);
+    view.scales = scales;
   }
   return view;
 }

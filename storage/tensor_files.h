@@ -14,26 +14,9 @@
 #include "core/interface/weight_source.h"
 #include "storage/read_file.h"
 #include "storage/safetensors.h"
+#include "storage/stored_tensor.h"
 
 namespace stoker::storage {
-
-// Where a tensor's bytes lie.
-struct StoredTensor {
-  int file = 0;  // index into files()
-  StoredType type = StoredType::kU8;
-  std::int64_t rows = 1, cols = 0;  // a vector: rows 1
-  std::int64_t offset = 0, bytes = 0;
-  int rank = 0;
-  bool ignored = false;  // no part of the model: said in the notices of who opened the files
-  // XXH3-64 of its bytes, where the file gives one; held against what is read.
-  std::optional<std::uint64_t> checksum = std::nullopt;
-
-  std::int64_t row_bytes() const { return bytes / rows; }
-};
-
-// Index of the first infinity or NaN among `count` values of a tensor, aligned to their size; -1:
-// there is none.
-std::int64_t first_not_finite(StoredType type, const std::byte* values, std::int64_t count);
 
 // The format of a weight that is stored as `type`: F32, F16, BF16 or F8_E4M3.
 QuantFormat quant_format_of(StoredType type);
@@ -65,17 +48,17 @@ class TensorFiles {
   // As WeightSource::read().
   Result<HostWeight> read(std::string_view name, std::int64_t rows, std::int64_t cols) const;
 
+  // The error of a value that is not finite.
+  Error not_finite(std::string_view name, const StoredTensor& tensor, std::int64_t row,
+                   std::int64_t col) const;
   // kCorrupt if a value is not finite. `bytes` begin at element `first` of the tensor.
   Status check_finite(std::string_view name, const StoredTensor& tensor, std::int64_t first,
                       std::span<const std::byte> bytes) const;
-  // What check_finite() says of an element.
-  Error not_finite(std::string_view name, const StoredTensor& tensor, std::int64_t element) const;
 
   // Bytes that load() writes for a weight: payload and scales, each aligned to 64.
   std::int64_t loaded_bytes(std::string_view name, const StoredTensor& tensor) const;
-  // Reads payload and scales of `name` to `dst` and checks that checksums hold and every
-  // value is finite. `dst` is
-  // aligned to 64 and takes loaded_bytes().
+  // Reads payload and scales of `name` to `dst` and checks that checksums hold and every value is
+  // finite. `dst` is aligned to 64 and takes loaded_bytes().
   Result<QuantView> load(std::string_view name, const StoredTensor& tensor, std::byte* dst) const;
 
  private:

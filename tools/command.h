@@ -26,5 +26,6 @@ Command add_inspect(CLI::App& program);
 Command add_pack(CLI::App& program);
 Command add_verify(CLI::App& program);
 Command add_bench(CLI::App& program);
+Command add_simulate(CLI::App& program);
 
 }  // namespace stoker::tools

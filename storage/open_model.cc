@@ -1,0 +1,28 @@
+#include "storage/open_model.h"
+
+#include <utility>
+
+#include "storage/checkpoint.h"
+#include "storage/store.h"
+
+namespace stoker::storage {
+
+Result<std::unique_ptr<ModelSource>> open_model(
+    const std::filesystem::path& dir, const ModelConfig& config,
+    std::span<const std::filesystem::path> expert_dirs) {
+  if (Store::is_store(dir)) {
+    ASSIGN_OR_RETURN(std::unique_ptr<Store> store, Store::open(dir, config, expert_dirs));
+    return std::unique_ptr<ModelSource>(std::move(store));
+  }
+  if (!expert_dirs.empty()) {
+    return make_error(
+        ErrorCode::kInvalidArgument,
+        "{} is a published checkpoint; only the expert files of a packed model (stoker "
+        "pack) can lie in other directories",
+        dir.string());
+  }
+  ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint, Checkpoint::open(dir, config));
+  return std::unique_ptr<ModelSource>(std::move(checkpoint));
+}
+
+}  // namespace stoker::storage
