@@ -94,7 +94,7 @@ class Shards : public ::testing::TestWithParam<Case> {
     QuantView view;
     view.payload = copy(weight);
     if (spec().has_scales()) {
-      view.scales = reinterpret_cast<const float*>(copy(tensor(expert, projection, true)));
+      view.scales = copy(tensor(expert, projection, true));
     }
     view.rows = weight.rows;
     view.cols = weight.cols;
