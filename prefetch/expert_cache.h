@@ -32,7 +32,8 @@ class ExpertLease {
 
   explicit operator bool() const { return cache_ != nullptr; }
   SlotIdx slot() const { return slot_; }
-  // `standing` tells the policy what the lease was worth.
+  // `standing` tells the policy what the lease was worth; kKept only for an expert that was
+  // evictable before.
   void release(Standing standing);
 
  private:
@@ -73,8 +74,9 @@ class ExpertCache {
   std::optional<SlotIdx> reserve(ExpertId id);
   // The same, but evicts nobody.
   std::optional<SlotIdx> reserve_free(ExpertId id);
-  // The expert in flight in `slot` has arrived.
+  // The expert in flight in `slot` has arrived, and is evictable or leased at once.
   void commit(SlotIdx slot, Standing standing);
+  ExpertLease commit_leased(SlotIdx slot);
   // It will not: the slot is free.
   void abandon(SlotIdx slot);
 
@@ -100,11 +102,14 @@ class ExpertCache {
     ExpertId id;
     State state = State::kFree;
     Standing standing = Standing::kCold;
+    bool was_ranked = false;
     std::int32_t num_leases = 0;
   };
   static constexpr SlotIdx kNowhere = -1;
 
   std::size_t checked(SlotIdx slot) const;
+  Slot& arrived(SlotIdx slot);
+  void enter(SlotIdx slot, Standing standing);
   void release(SlotIdx slot, Standing standing);
 
   ExpertGrid grid_;

@@ -1,6 +1,6 @@
-// ModelledReader: an ExpertReader whose drives are numbers. Reads complete when a drive of the given
-// bandwidth, latency and depth would complete them, by a Clock, and cost no CPU: the simulator runs
-// the manager against it on a ManualClock, benchmarks on the real one.
+// ModelledReader: an ExpertReader whose drives are numbers. Reads complete when a drive of the
+// given bandwidth, latency and depth would complete them, by a Clock, and cost no CPU: the
+// simulator runs the manager against it on a ManualClock, benchmarks on the real one.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,8 @@
 
 namespace stoker {
 
-// A read is issued, waits `latency_us`, and then shares the drive with the others issued: data flows
-// at `bytes_per_second` in the order of issue.
+// A read is issued, waits `latency_us`, and then shares the drive with the others issued: data
+// flows at `bytes_per_second` in the order of issue.
 struct ModelledDrive {
   double bytes_per_second = 7e9;
   std::int64_t latency_us = 100;
