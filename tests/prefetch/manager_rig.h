@@ -108,9 +108,8 @@ class ManagerRig {
       }
       if (++idle_rounds > 10000) {
         ADD_FAILURE() << "hangs in layer " << layer << ": " << reader_.num_unfinished()
-                      << " reads unfinished, "
-                      << passed_.size() << " parts of " << uses.size() << " uses passed, "
-                      << pending_.size() << " pending";
+                      << " reads unfinished, " << passed_.size() << " parts of " << uses.size()
+                      << " uses passed, " << pending_.size() << " pending";
         compute_all();
         return Error(ErrorCode::kCancelled, "hangs");
       }
