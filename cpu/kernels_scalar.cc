@@ -65,6 +65,16 @@ struct Simd {
     }
   }
 
+  static void int8(const std::byte* p, V d[4]) {
+    for (int i = 0; i < 4; ++i) d[i] = static_cast<float>(static_cast<std::int8_t>(p[i]));
+  }
+  static void int4(const std::byte* p, V d[8]) {
+    const U codes = load_u32(p);
+    for (int i = 0; i < 8; ++i) {
+      d[i] = static_cast<float>(static_cast<std::int32_t>(codes << (28 - 4 * i)) >> 28);
+    }
+  }
+
   static V load_bf16(const std::uint16_t* p) { return as_f32(static_cast<U>(*p) << 16); }
   static U round_bits(V v) {  // BF16 in the upper half
     const U bits = as_u32(v);

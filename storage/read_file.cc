@@ -18,11 +18,30 @@ Error system_error(const std::filesystem::path& path, const char* doing) {
                     path.string(), doing, std::generic_category().message(code));
 }
 
+Error refuses_direct(const std::filesystem::path& path) {
+  return make_error(ErrorCode::kUnsupported, "{}: its file system refuses direct I/O",
+                    path.string());
+}
+
 }  // namespace
 
-Result<ReadFile> ReadFile::open(const std::filesystem::path& path) {
+Result<ReadFile> ReadFile::open(const std::filesystem::path& path) { return open(path, 0); }
+
+Result<ReadFile> ReadFile::open_direct(const std::filesystem::path& path) {
+  ASSIGN_OR_RETURN(ReadFile file, open(path, O_DIRECT));
+  // Some file systems refuse the first read instead.
+  alignas(4096) std::byte page[4096];
+  while (::pread(file.fd_, page, sizeof(page), 0) < 0) {
+    if (errno == EINVAL) return refuses_direct(path);
+    if (errno != EINTR) return system_error(path, "cannot read");
+  }
+  return file;
+}
+
+Result<ReadFile> ReadFile::open(const std::filesystem::path& path, int flags) {
   // Non-blocking, so that a FIFO in the place of a file is an error and not a wait.
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | flags);
+  if (fd < 0 && errno == EINVAL && (flags & O_DIRECT) != 0) return refuses_direct(path);
   if (fd < 0) return system_error(path, "cannot open");
   ReadFile file(path, fd, 0);
   struct stat info;

@@ -13,6 +13,9 @@ namespace stoker::storage {
 class ReadFile {
  public:
   static Result<ReadFile> open(const std::filesystem::path& path);
+  // Past the page cache: places, sizes and addresses of reads are multiples of 4 KiB. kUnsupported:
+  // the file system refuses that.
+  static Result<ReadFile> open_direct(const std::filesystem::path& path);
 
   ReadFile(ReadFile&& other) noexcept;
   ReadFile& operator=(ReadFile&& other) noexcept;
@@ -28,6 +31,7 @@ class ReadFile {
   Status read(std::int64_t offset, std::span<std::byte> dst) const;
 
  private:
+  static Result<ReadFile> open(const std::filesystem::path& path, int flags);
   ReadFile(std::filesystem::path path, int fd, std::int64_t size)
       : path_(std::move(path)), fd_(fd), size_(size) {}
 

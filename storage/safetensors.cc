@@ -116,6 +116,13 @@ std::optional<StoredType> stored_type_named(std::string_view name) {
   return std::nullopt;
 }
 
+bool is_plain_file_name(std::string_view name) {
+  const auto is_control = [](char c) { return static_cast<unsigned char>(c) < 0x20; };
+  return !name.empty() && name.size() <= 255 && name != "." && name != ".." &&
+         name.find_first_of("/\\") == std::string_view::npos &&
+         std::none_of(name.begin(), name.end(), is_control);
+}
+
 Result<std::int64_t> safetensors_data_begin(std::span<const std::byte> start,
                                             std::int64_t file_bytes) {
   if (start.size() < kLengthBytes || file_bytes < std::int64_t{kLengthBytes}) {

@@ -74,6 +74,9 @@ Result<std::int64_t> safetensors_data_begin(std::span<const std::byte> start,
 Result<SafetensorsHeader> parse_safetensors(std::span<const std::byte> head,
                                             std::int64_t file_bytes);
 
+// Whether `name` names a file of a directory and nothing outside it.
+bool is_plain_file_name(std::string_view name);
+
 // model.safetensors.index.json: which file holds which tensor. Names in the order of the file, each
 // once; file names are plain names, without a way out of their directory.
 struct ShardedName {

@@ -193,7 +193,7 @@ class IndexHandler final : public Handler {
   }
   bool string(string_t& file) override {
     if (!in_map() || depth_ != 2) return value("a string");
-    if (!is_plain_name(file)) {
+    if (!is_plain_file_name(file)) {
       return fail(fmt::format("tensor {}: \"{}\" is not the name of a file in this directory",
                               names_.back().tensor, file));
     }
@@ -221,13 +221,6 @@ class IndexHandler final : public Handler {
 
  private:
   static constexpr int kMaxDepth = 32;
-
-  static bool is_plain_name(std::string_view file) {
-    const auto is_control = [](char c) { return static_cast<unsigned char>(c) < 0x20; };
-    return !file.empty() && file.size() <= 255 && file != "." && file != ".." &&
-           file.find_first_of("/\\") == std::string_view::npos &&
-           std::none_of(file.begin(), file.end(), is_control);
-  }
 
   bool in_map() const { return !field_.empty(); }
   bool value(std::string_view what) { return depth_ == 0 || in_map() ? unexpected(what) : true; }

@@ -41,24 +41,24 @@ std::int64_t TensorDecl::bytes() const {
                          std::multiplies<>());
 }
 
-Result<SafetensorsWriter> SafetensorsWriter::create(const std::filesystem::path& path,
-                                                    std::vector<TensorDecl> tensors,
-                                                    const SafetensorsOptions& options) {
+SafetensorsHead safetensors_head(const std::vector<TensorDecl>& tensors,
+                                 const SafetensorsOptions& options) {
+  SafetensorsHead head;
   // 1. The order in the file.
-  std::vector<std::size_t> order(tensors.size());
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+  head.order.resize(tensors.size());
+  std::iota(head.order.begin(), head.order.end(), std::size_t{0});
+  std::stable_sort(head.order.begin(), head.order.end(), [&](std::size_t a, std::size_t b) {
     return stored_type_info(tensors[a].type).bytes > stored_type_info(tensors[b].type).bytes;
   });
   // 2. The header, padded so that the data section is aligned.
-  std::vector<Place> places(tensors.size());
+  head.places.resize(tensors.size());
   JsonObject header;
   if (!options.metadata.empty()) header.add("__metadata__", metadata_json(options.metadata));
   std::int64_t end = 0;
-  for (const std::size_t i : order) {
+  for (const std::size_t i : head.order) {
     const std::int64_t begin = end;
     end += tensors[i].bytes();
-    places[i] = {begin, end - begin, 0};
+    head.places[i] = {begin, end - begin};
     header.add(tensors[i].name,
                fmt::format(R"({{"dtype": "{}", "shape": [{}], "data_offsets": [{}, {}]}})",
                            stored_type_info(tensors[i].type).name,
@@ -69,33 +69,42 @@ Result<SafetensorsWriter> SafetensorsWriter::create(const std::filesystem::path&
   const std::int64_t unpadded = kLengthBytes + static_cast<std::int64_t>(json.size());
   const std::int64_t data_begin = (unpadded + align - 1) / align * align;
   json.resize(static_cast<std::size_t>(data_begin - kLengthBytes), ' ');
-  std::string head;
-  for (int i = 0; i < kLengthBytes; ++i) head += static_cast<char>(json.size() >> (8 * i) & 0xff);
-  head += json;
-  // 3. The file.
+  for (int i = 0; i < kLengthBytes; ++i) {
+    head.bytes += static_cast<char>(json.size() >> (8 * i) & 0xff);
+  }
+  head.bytes += json;
+  for (SafetensorsHead::Place& place : head.places) place.offset += data_begin;
+  head.file_bytes = data_begin + end;
+  return head;
+}
+
+Result<SafetensorsWriter> SafetensorsWriter::create(const std::filesystem::path& path,
+                                                    std::vector<TensorDecl> tensors,
+                                                    const SafetensorsOptions& options) {
+  SafetensorsHead head = safetensors_head(tensors, options);
   ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::create(path));
-  RETURN_IF_ERROR(file.write(0, std::as_bytes(std::span(head))));
-  for (Place& place : places) place.offset += data_begin;
+  RETURN_IF_ERROR(file.write(0, std::as_bytes(std::span(head.bytes))));
   SafetensorsWriter writer(std::move(file), std::move(tensors));
-  writer.places_ = std::move(places);
+  writer.places_ = std::move(head.places);
+  writer.done_.resize(writer.places_.size());
   return writer;
 }
 
 Status SafetensorsWriter::append(std::size_t index, std::span<const std::byte> bytes) {
   CHECK(index < places_.size(), "tensor {} of {}", index, places_.size());
-  Place& place = places_[index];
-  CHECK(std::cmp_less_equal(bytes.size(), place.bytes - place.done),
-        "{}: {} bytes appended to {} of {}", tensors_[index].name, bytes.size(), place.done,
-        place.bytes);
-  RETURN_IF_ERROR(file_.write(place.offset + place.done, bytes));
-  place.done += static_cast<std::int64_t>(bytes.size());
+  const SafetensorsHead::Place& place = places_[index];
+  std::int64_t& done = done_[index];
+  CHECK(std::cmp_less_equal(bytes.size(), place.bytes - done), "{}: {} bytes appended to {} of {}",
+        tensors_[index].name, bytes.size(), done, place.bytes);
+  RETURN_IF_ERROR(file_.write(place.offset + done, bytes));
+  done += static_cast<std::int64_t>(bytes.size());
   return {};
 }
 
 Status SafetensorsWriter::finish() {
   for (std::size_t i = 0; i < places_.size(); ++i) {
-    CHECK(places_[i].done == places_[i].bytes, "{}: {} of {} bytes", tensors_[i].name,
-          places_[i].done, places_[i].bytes);
+    CHECK(done_[i] == places_[i].bytes, "{}: {} of {} bytes", tensors_[i].name, done_[i],
+          places_[i].bytes);
   }
   return file_.commit();
 }

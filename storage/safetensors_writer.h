@@ -28,8 +28,22 @@ struct SafetensorsOptions {
   std::map<std::string, std::string> metadata = {{"format", "pt"}};
 };
 
-// One file. Tensors with wider elements come first, so that each begins at a multiple of its
-// element size, as common readers require; in file order they are contiguous. Not thread-safe.
+// The header of a file and where it says that the tensors lie.
+struct SafetensorsHead {
+  struct Place {
+    std::int64_t offset = 0, bytes = 0;  // in the file
+  };
+  std::string bytes;               // length, JSON, padding: the data section follows
+  std::vector<Place> places;       // as declared
+  std::vector<std::size_t> order;  // of the tensors in the file: indices of `places`
+  std::int64_t file_bytes = 0;
+};
+// Tensors with wider elements come first, otherwise in their order: so each begins at a multiple of
+// its element size, as common readers require. They are contiguous.
+SafetensorsHead safetensors_head(const std::vector<TensorDecl>& tensors,
+                                 const SafetensorsOptions& options = {});
+
+// One file, laid out by safetensors_head(). Not thread-safe.
 class SafetensorsWriter {
  public:
   static Result<SafetensorsWriter> create(const std::filesystem::path& path,
@@ -42,15 +56,13 @@ class SafetensorsWriter {
   Status finish();
 
  private:
-  struct Place {
-    std::int64_t offset, bytes, done;
-  };
   SafetensorsWriter(AtomicFile file, std::vector<TensorDecl> tensors)
       : file_(std::move(file)), tensors_(std::move(tensors)) {}
 
   AtomicFile file_;
   std::vector<TensorDecl> tensors_;
-  std::vector<Place> places_;  // as declared
+  std::vector<SafetensorsHead::Place> places_;
+  std::vector<std::int64_t> done_;  // bytes written of each
 };
 
 // A checkpoint directory: model.safetensors, or with more than one shard

@@ -16,8 +16,9 @@ Error system_error(const std::filesystem::path& path, const char* doing) {
                     std::generic_category().message(errno));
 }
 
-// A rename is durable once its directory is.
-Status sync_directory(const std::filesystem::path& file) {
+}  // namespace
+
+Status sync_parent_directory(const std::filesystem::path& file) {
   const std::filesystem::path dir = file.has_parent_path() ? file.parent_path() : ".";
   const int fd = ::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (fd < 0) return system_error(dir, "cannot open");
@@ -29,8 +30,6 @@ Status sync_directory(const std::filesystem::path& file) {
   if (failed != 0 && code != EINVAL) return system_error(dir, "cannot sync");
   return {};
 }
-
-}  // namespace
 
 Result<AtomicFile> AtomicFile::create(const std::filesystem::path& path) {
   std::filesystem::path partial = path;
@@ -70,7 +69,7 @@ Status AtomicFile::commit() {
   if (::rename(partial_.c_str(), path_.c_str()) != 0) return system_error(path_, "cannot rename");
   const int closed = ::close(std::exchange(fd_, -1));
   if (closed != 0) return system_error(path_, "cannot close");
-  return sync_directory(path_);
+  return sync_parent_directory(path_);
 }
 
 Status write_text_file(const std::filesystem::path& path, std::string_view text) {

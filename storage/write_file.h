@@ -35,6 +35,9 @@ class AtomicFile {
   int fd_ = -1;
 };
 
+// A file that was made or renamed is durable once its directory is.
+Status sync_parent_directory(const std::filesystem::path& file);
+
 Status write_text_file(const std::filesystem::path& path, std::string_view text);
 
 }  // namespace stoker::storage

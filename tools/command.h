@@ -23,6 +23,8 @@ Command add_tokenize(CLI::App& program);
 Command add_render(CLI::App& program);
 Command add_eval(CLI::App& program);
 Command add_inspect(CLI::App& program);
+Command add_pack(CLI::App& program);
+Command add_verify(CLI::App& program);
 Command add_bench(CLI::App& program);
 Command add_simulate(CLI::App& program);
 

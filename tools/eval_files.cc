@@ -5,10 +5,11 @@
 
 #include <algorithm>
 #include <array>
-#include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <sstream>
+
+#include "core/base/file.h"
+#include "storage/write_file.h"
 
 namespace stoker::tools {
 namespace {
@@ -16,20 +17,12 @@ namespace {
 using nlohmann::json;
 
 Result<json> read_json(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return make_error(ErrorCode::kNotFound, "cannot open {}", path.string());
-  json value = json::parse(file, nullptr, /*allow_exceptions=*/false);
+  constexpr std::size_t kMaxBytes = std::size_t{1} << 30;
+  ASSIGN_OR_RETURN(const std::string text, read_small_file(path, kMaxBytes));
+  json value = json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (value.is_discarded())
     return make_error(ErrorCode::kCorrupt, "{} is not valid JSON", path.string());
   return value;
-}
-
-Status write_text(const std::filesystem::path& path, const std::string& text) {
-  std::ofstream file(path, std::ios::binary | std::ios::trunc);
-  file << text;
-  file.close();
-  if (!file) return make_error(ErrorCode::kIo, "cannot write {}", path.string());
-  return {};
 }
 
 Error malformed(const std::filesystem::path& path, const std::string& what) {
@@ -278,7 +271,7 @@ Status write_routes(const std::filesystem::path& path, const RoutingTrace& route
     text += fmt::format("{{\"layer\":{},\"experts\":[{}],\"weights\":[{}]}}",
                         routes.layers[static_cast<std::size_t>(place)], experts, weights);
   }
-  return write_text(path, text + "]}\n");
+  return storage::write_text_file(path, text + "]}\n");
 }
 
 Status write_selections(const std::filesystem::path& path, const Selections& selections) {
@@ -294,7 +287,7 @@ Status write_selections(const std::filesystem::path& path, const Selections& sel
     text +=
         fmt::format("{{\"layer\":{},\"rows\":[{}],\"positions\":[{}]}}", layer, numbers, positions);
   }
-  return write_text(path, text + "]}\n");
+  return storage::write_text_file(path, text + "]}\n");
 }
 
 }  // namespace stoker::tools

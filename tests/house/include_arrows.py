@@ -40,7 +40,7 @@ LIBRARIES = {
     r"liburing": {"storage"},
     r"xxh": {"storage"},
     r"dnnl|oneapi/": {"cpu"},
-    r"hwloc": {"cpu"},
+    r"hwloc": {"cpu", "storage"},
     r"omp\.h": {"cpu", "storage", "tools"},
     r"pcre2": {"core/text"},
     r"CLI/|histedit|editline": {"tools"},

@@ -74,7 +74,7 @@ class IncludeArrowsTest(unittest.TestCase):
         self.expect_one({"tests/cpu/a.cc": "#include <cuda_runtime.h>\n"}, "gpu alone")
         self.expect_one({"core/base/a.cc": "#include <liburing.h>\n"}, "storage alone")
         self.expect_one({"gpu/a.cc": "#include <dnnl.hpp>\n"}, "cpu alone")
-        self.expect_one({"storage/a.cc": "#include <hwloc.h>\n"}, "cpu alone")
+        self.expect_one({"prefetch/a.cc": "#include <hwloc.h>\n"}, "cpu and storage alone")
         self.expect_one({"core/model/a.cc": "#include <pcre2.h>\n"}, "core/text alone")
         self.expect_one({"quant/a.cc": "#include <gtest/gtest.h>\n"}, "tests alone")
 
