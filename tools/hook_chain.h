@@ -11,6 +11,17 @@ namespace stoker::tools {
 // All are told; of what is forced the first one that forces something is heard. Null entries are
 // left out.
 class HookChain final : public StepHooks {
+ private:
+  template <typename Get>
+  auto first(const Get& get) {
+    decltype(get(*hooks_.front())) found{};
+    for (StepHooks* hook : hooks_) {
+      found = get(*hook);
+      if (!found.empty()) break;
+    }
+    return found;
+  }
+
  public:
   HookChain(std::initializer_list<StepHooks*> hooks) {
     std::copy_if(hooks.begin(), hooks.end(), std::back_inserter(hooks_),
@@ -65,16 +76,6 @@ class HookChain final : public StepHooks {
   }
 
  private:
-  template <typename Get>
-  auto first(const Get& get) {
-    decltype(get(*hooks_.front())) found{};
-    for (StepHooks* hook : hooks_) {
-      found = get(*hook);
-      if (!found.empty()) break;
-    }
-    return found;
-  }
-
   std::vector<StepHooks*> hooks_;
 };
 

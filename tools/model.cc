@@ -175,6 +175,7 @@ Result<std::unique_ptr<ExpertManager>> make_experts(LoadedModel& model, const Mo
 
 LoadedModel::LoadedModel() = default;
 LoadedModel::LoadedModel(LoadedModel&&) noexcept = default;
+LoadedModel& LoadedModel::operator=(LoadedModel&&) noexcept = default;
 
 LoadedModel::~LoadedModel() {
   record.reset();
