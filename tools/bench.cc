@@ -1,5 +1,9 @@
 // stoker bench: what this machine does with a model, beside what its memory and drives could do.
 
+#include <fmt/format.h>
+
+#include "tools/bench_io.h"
+#include "tools/bench_kernels.h"
 #include "tools/bench_model.h"
 #include "tools/command.h"
 
@@ -9,9 +13,31 @@ namespace {
 struct BenchFlags {
   std::string suite = "decode";
   ModelBenchFlags model;
+  std::string working_set;  // of suite kernels; a size
 };
 
+Result<int> run_kernels(const BenchFlags& flags) {
+  KernelSuiteOptions options;
+  options.rounds = flags.model.rounds;
+  if (flags.model.model.isa == "auto") {
+    options.isas = available_isas();
+    std::erase(options.isas, Isa::kAmx);  // runs the kernels of avx512
+  } else {
+    ASSIGN_OR_RETURN(const Isa isa, parse_isa(flags.model.model.isa));
+    options.isas = {isa};
+  }
+  if (!flags.working_set.empty()) {
+    ASSIGN_OR_RETURN(options.working_set_bytes, parse_size(flags.working_set), "--working-set");
+  }
+  ASSIGN_OR_RETURN(const KernelReport report, bench_kernels(options));
+  fmt::print("{}", flags.model.json ? to_json(report).dump() + "\n" : to_text(report));
+  return 0;
+}
+
 Result<int> run(BenchFlags& flags) {
+  if (flags.suite == "kernels") return run_kernels(flags);
+  if (flags.suite == "io")
+    return bench_io({flags.model.model, flags.model.rounds, flags.model.json});
   flags.model.decode = flags.suite == "decode";
   return bench_model(flags.model);
 }
@@ -20,22 +46,23 @@ Result<int> run(BenchFlags& flags) {
 
 Command add_bench(CLI::App& program) {
   auto flags = std::make_shared<BenchFlags>();
-  CLI::App* app = program.add_subcommand(
-      "bench",
-      "Measures decode or prefill speed of a model, and memory and drives in the same run");
+  CLI::App* app = program.add_subcommand("bench",
+                                         "Measures a model's decode or prefill speed, its drives, "
+                                         "or the kernels alone, beside what the "
+                                         "machine gives in the same run");
   ModelBenchFlags& model = flags->model;
   add_model_argument(*app, model.model);
   app->add_option("--suite", flags->suite, "What to measure")
-      ->check(CLI::IsMember({"decode", "prefill"}))
+      ->check(CLI::IsMember({"decode", "prefill", "io", "kernels"}))
       ->capture_default_str();
   app->add_option("--tokens", model.tokens,
                   "Tokens of a round: decoded one by one, or prefilled at once")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
-  app->add_option("--rounds", model.rounds, "Rounds that count; the median is reported")
+  app->add_option("--rounds", model.rounds, "Rounds that count; medians are reported")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  app->add_option("--warm-up", model.warm_up, "Rounds before those")
+  app->add_option("--warm-up", model.warm_up, "Rounds of a model before those")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app->add_option(
@@ -47,7 +74,10 @@ Command add_bench(CLI::App& program) {
   app->add_option("--modelled-drive", model.modelled_drive,
                   "Experts come from a drive of so many bytes a second (3GB) that costs no CPU and "
                   "delivers bytes of other experts: what is computed means nothing");
-  app->add_flag("--json", model.json, "Print one JSON object");
+  app->add_option("--working-set", flags->working_set,
+                  "Suite kernels: size of the weights walked through (default 512MiB, or three "
+                  "times the last cache)");
+  app->add_flag("--json", model.json, "Print JSON");
   add_model_flags(*app, model.model);
   return {app, [flags] { return run(*flags); }};
 }
