@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cpu/read_bandwidth.h"
+#include "tools/bench_io.h"
 #include "tools/command.h"
 #include "tools/model.h"
 
@@ -93,6 +94,7 @@ Result<Timing> time_decode(Runner& runner, const BenchFlags& flags,
 }
 
 Result<int> run(BenchFlags& flags) {
+  if (flags.suite == "io") return bench_io({flags.model, flags.rounds, flags.json});
   flags.model.ctx = flags.tokens;
   ASSIGN_OR_RETURN(const LoadedModel model, load_model(flags.model, {flags.tokens, 1}));
   const std::vector<TokenId> tokens = bench_tokens(flags.tokens, model.engine->config().vocab_size);
@@ -133,10 +135,11 @@ Result<int> run(BenchFlags& flags) {
 Command add_bench(CLI::App& program) {
   auto flags = std::make_shared<BenchFlags>();
   CLI::App* app = program.add_subcommand(
-      "bench", "Measures decode or prefill speed of a model, and memory bandwidth in the same run");
+      "bench",
+      "Measures decode or prefill speed of a model beside memory bandwidth, or its drives");
   add_model_argument(*app, flags->model);
   app->add_option("--suite", flags->suite, "What to measure")
-      ->check(CLI::IsMember({"decode", "prefill"}))
+      ->check(CLI::IsMember({"decode", "prefill", "io"}))
       ->capture_default_str();
   app->add_option("--tokens", flags->tokens,
                   "Tokens of a round: decoded one by one, or prefilled at once")
