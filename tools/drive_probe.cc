@@ -1,5 +1,6 @@
 #include "tools/drive_probe.h"
 
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,13 +17,13 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::uint32_t kPlaces = 64;  // reads under way
-constexpr std::align_val_t kPageAlign{4096};
+constexpr std::uint32_t kPlaces = DriveProbe::kMaxDepth;
+constexpr std::align_val_t kHugePage{2 << 20};
 
 }  // namespace
 
 void DriveProbe::FreeBytes::operator()(std::byte* bytes) const {
-  ::operator delete(bytes, kPageAlign);
+  ::operator delete(bytes, kHugePage);
 }
 
 DriveProbe::DriveProbe(const ExpertSource& source, ExpertReader& reader, std::vector<int> layers,
@@ -38,7 +39,8 @@ DriveProbe::DriveProbe(const ExpertSource& source, ExpertReader& reader, std::ve
       block_bytes_ = std::max(block_bytes_, source_.block_bytes(layer, block));
   }
   const std::size_t bytes = static_cast<std::size_t>(block_bytes_) * kPlaces;
-  memory_.reset(static_cast<std::byte*>(::operator new(bytes, kPageAlign)));
+  memory_.reset(static_cast<std::byte*>(::operator new(bytes, kHugePage)));
+  ::madvise(memory_.get(), bytes, MADV_HUGEPAGE);  // as slots are
   // Registration is a matter of speed: refused, the reads go on without.
   (void)reader_.register_memory({memory_.get(), bytes});
 }
@@ -53,14 +55,15 @@ BlockRead DriveProbe::random_read(std::uint32_t place) {
   return read;
 }
 
-Result<double> DriveProbe::measure(double seconds) {
+Result<double> DriveProbe::measure(double seconds, int depth) {
+  CHECK(depth > 0 && depth <= kMaxDepth, "{} blocks at a time", depth);
+  auto under_way = static_cast<std::uint32_t>(depth);
   std::array<BlockRead, kPlaces> reads;
-  for (std::uint32_t place = 0; place < kPlaces; ++place) reads[place] = random_read(place);
+  for (std::uint32_t place = 0; place < under_way; ++place) reads[place] = random_read(place);
   const Clock::time_point start = Clock::now();
   const auto end = start + std::chrono::duration<double>(seconds);
   const std::int64_t before = reader_.load().bytes_read;
-  reader_.submit(reads);
-  std::uint32_t under_way = kPlaces;
+  reader_.submit(std::span(reads).first(under_way));
   Clock::time_point last = start;
   Status status;
   std::array<BlockDone, kPlaces> done;

@@ -20,8 +20,10 @@ class DriveProbe {
   DriveProbe(const ExpertSource& source, ExpertReader& reader, std::vector<int> layers,
              int num_experts, std::uint64_t seed = 1);
 
-  // Bytes per second over `seconds`.
-  Result<double> measure(double seconds);
+  static constexpr int kMaxDepth = 64;
+
+  // Bytes per second over `seconds`, with `depth` blocks wished for at any time.
+  Result<double> measure(double seconds, int depth = kMaxDepth);
 
  private:
   struct FreeBytes {
