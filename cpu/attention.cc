@@ -73,7 +73,8 @@ void Attention::attend(const StepView& step, const AttendParams& params) {
     worker.keys.reserve_array<float>(kKeyBlock * key_dim);
     worker.mixed.reserve_array<float>(kHeadGroup * key_dim);
     worker.narrow.reserve_array<float>(key_dim);
-    worker.product.reserve_array<float>(std::max<std::int64_t>(key_dim, dims.nope_dim + 4));
+    worker.product.reserve_array<float>(
+        std::max<std::int64_t>(key_dim, dims.nope_dim + kInputAlign));
   }
   const int groups = (dims.num_heads + group - 1) / group;
   team_.run(step.num_rows() * groups, [&](int task, int worker) {

@@ -17,10 +17,14 @@ std::int64_t ceil_div(std::int64_t n, std::int64_t by) { return (n + by - 1) / b
 std::int64_t align_up(std::int64_t n, std::int64_t to) { return ceil_div(n, to) * to; }
 
 Status check_host(const QuantView& host) {
+  if (host.spec.is_integer()) {
+    return make_error(ErrorCode::kUnsupported, "{} weights are for routed experts alone",
+                      quant_format_name(host.spec.format));
+  }
   if (host.layout != WeightLayout::kRowMajor || host.device != kHost) {
     return make_error(ErrorCode::kUnsupported, "a weight must be adopted row-major from the host");
   }
-  if (host.spec.group <= 0 || host.spec.group % 4 != 0) {
+  if (host.spec.group <= 0 || host.spec.group % kInputAlign != 0) {
     return make_error(ErrorCode::kUnsupported, "groups of {} inputs", host.spec.group);
   }
   return {};
@@ -41,16 +45,14 @@ Status check_codes(const QuantView& host, Team& team) {
 
 // Bytes of payload and scales in tile16 layout, each padded to a vector.
 std::int64_t tiled_bytes(const quant::Tile16& tile) {
-  return align_up(tile.payload_bytes(), 64) + align_up(tile.scale_count() * 4, 64);
+  return align_up(tile.payload_bytes(), 64) + align_up(tile.scale_bytes(), 64);
 }
 
 // A view of such bytes.
 QuantView tiled_view(const quant::Tile16& tile, std::byte* at) {
   QuantView view;
   view.payload = at;
-  view.scales = tile.spec.has_scales()
-                    ? reinterpret_cast<float*>(at + align_up(tile.payload_bytes(), 64))
-                    : nullptr;
+  view.scales = tile.spec.has_scales() ? at + align_up(tile.payload_bytes(), 64) : nullptr;
   view.rows = tile.rows;
   view.cols = tile.cols;
   view.spec = tile.spec;
@@ -62,9 +64,9 @@ void relay(const QuantView& src, std::int64_t row_begin, std::int64_t num_rows,
            const QuantView& dst) {
   const quant::Tile16 tile = quant::tile16_of(dst);
   const std::int64_t first = row_begin / quant::kTileRows;
-  quant::relay_tile16(
-      src, row_begin, num_rows, const_cast<std::byte*>(dst.payload) + first * tile.tile_bytes(),
-      dst.scales == nullptr ? nullptr : const_cast<float*>(dst.scales) + first * tile.num_groups());
+  quant::relay_tile16(src, row_begin, num_rows,
+                      const_cast<std::byte*>(dst.payload) + first * tile.tile_bytes(),
+                      const_cast<std::byte*>(dst.scales) + first * tile.tile_scale_bytes());
 }
 
 }  // namespace
@@ -88,9 +90,7 @@ Result<std::unique_ptr<EmbeddingWeight>> EmbeddingWeight::create(const QuantView
   RETURN_IF_ERROR(check_host(host));
   auto weight = std::make_unique<EmbeddingWeight>();
   const std::int64_t payload = host.rows * host.cols * host.spec.element_bits() / 8;
-  const std::int64_t scales = host.spec.has_scales() ? ceil_div(host.rows, kScaleBlock) *
-                                                           ceil_div(host.cols, kScaleBlock) * 4
-                                                     : 0;
+  const std::int64_t scales = host.stored_bytes() - payload;
   ASSIGN_OR_RETURN(weight->memory_, Memory::create(align_up(payload, 64) + scales));
   weight->view_ = host;
   std::memcpy(weight->memory_.data(), host.payload, payload);
@@ -98,7 +98,7 @@ Result<std::unique_ptr<EmbeddingWeight>> EmbeddingWeight::create(const QuantView
   if (scales > 0) {
     std::byte* const at = weight->memory_.data() + align_up(payload, 64);
     std::memcpy(at, host.scales, scales);
-    weight->view_.scales = reinterpret_cast<float*>(at);
+    weight->view_.scales = at;
   }
   return weight;
 }
@@ -113,6 +113,8 @@ void EmbeddingWeight::read_row(const Kernels& kernels, std::int64_t index, DType
       return kernels.convert(row, DType::kBf16, out, dtype, view_.cols);
     case QuantFormat::kF16:
     case QuantFormat::kF8E4m3B128:
+    case QuantFormat::kInt8:
+    case QuantFormat::kInt4:
       for (std::int64_t i = 0; i < view_.cols; ++i) {
         wide[i] = quant::element_at(view_, index, i) * quant::scale_at(view_, index, i);
       }
@@ -136,7 +138,7 @@ HeadMatrix make_head(std::int64_t rows, std::int64_t cols, QuantSpec spec) {
     head.scales.resize(ceil_div(rows, kScaleBlock) * ceil_div(cols, kScaleBlock));
   }
   head.view.payload = head.payload.data();
-  head.view.scales = spec.has_scales() ? head.scales.data() : nullptr;
+  head.view.scales = reinterpret_cast<const std::byte*>(head.scales.data());
   head.view.rows = rows;
   head.view.cols = cols;
   head.view.spec = spec;

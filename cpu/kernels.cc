@@ -8,7 +8,7 @@ namespace stoker::cpu {
 TileMatrix tile_matrix(const QuantView& view) {
   CHECK(view.layout == WeightLayout::kTile16 && view.device == kHost,
         "a tile16 matrix on the host");
-  CHECK(view.spec.group > 0 && view.spec.group % 4 == 0, "group {}", view.spec.group);
+  CHECK(view.spec.group > 0 && view.spec.group % kInputAlign == 0, "group {}", view.spec.group);
   return TileMatrix{.payload = view.payload,
                     .scales = view.scales,
                     .format = view.spec.format,

@@ -19,7 +19,7 @@ namespace stoker::cpu {
 // A matrix in tile16 layout (quant/tile16.h), measured out for a kernel.
 struct TileMatrix {
   const std::byte* payload = nullptr;
-  const float* scales = nullptr;  // [num_tiles, num_groups] or null
+  const std::byte* scales = nullptr;  // as quant/tile16.h says, or null
   QuantFormat format = QuantFormat::kF32;
   std::int64_t rows = 0, cols = 0;
   std::int64_t group = 0;
@@ -46,13 +46,14 @@ struct TileProduct {
 inline constexpr int kPanelCols = 64;        // outputs of a panel: four tiles
 inline constexpr int kPanelDepthAlign = 32;  // a BF16 panel's inputs are padded to a multiple
 inline constexpr int kLaneAlign = 16;        // dims and strides of attention's F32 rows
+inline constexpr int kInputAlign = 8;        // inputs of a row for tile_product
 
 // Dtypes are kF32 or kBf16.
 struct Kernels {
   Isa isa;
 
   // F32 row for TileProduct::x: columns in quads in the order 0 2 1 3, zero-padded to a multiple
-  // of 4. `dst` takes (cols + 3) / 4 * 4 floats.
+  // of kInputAlign, which `dst` takes.
   void (*prepare_row)(const void* src, DType dtype, std::int64_t cols, float* dst);
   void (*tile_product)(const TileProduct& p);
 
@@ -93,6 +94,10 @@ struct Kernels {
   // out[j] = sum_i relu(s[i][j]) * w[i], i ascending
   void (*relu_weigh)(const float* s, std::int64_t s_stride, int num_i, const float* w, int num_j,
                      float* out);
+
+  // Nothing but F32 fused multiply-adds, for measuring their peak: returns how many there were.
+  // `out` takes 16 floats, which depend on all of them.
+  std::int64_t (*fma_peak)(std::int64_t rounds, float seed, float* out);
 };
 
 // The kernels that `isa` runs: its own, or the next lower that were compiled.

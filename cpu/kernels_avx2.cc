@@ -14,6 +14,8 @@ struct Simd {
   static constexpr Isa kIsa = Isa::kAvx2;
   static constexpr int kLanes = 8;
   static constexpr int kMaxRows = 2;
+  static constexpr int kManyRows = 4;
+  static constexpr int kRowBlock = 4;
   static constexpr int kDotRows = 2;
   static constexpr bool kPaired = true;
   using V = __m256;
@@ -86,6 +88,29 @@ struct Simd {
                  char k, char l, char m, char n, char o, char q) {
     return _mm256_setr_epi8(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, q, a, b, c, d, e, f, g, h,
                             i, j, k, l, m, n, o, q);
+  }
+  // 8 rows x 4, and 8 rows x 8, codes: d[k] = column k.
+  static void int8(const std::byte* p, V d[4]) {
+    const U codes = load_u32(p);
+    d[0] = high_bits<24>(_mm256_slli_epi32(codes, 24));
+    d[1] = high_bits<24>(_mm256_slli_epi32(codes, 16));
+    d[2] = high_bits<24>(_mm256_slli_epi32(codes, 8));
+    d[3] = high_bits<24>(codes);
+  }
+  static void int4(const std::byte* p, V d[8]) {
+    const U codes = load_u32(p);
+    d[0] = high_bits<28>(_mm256_slli_epi32(codes, 28));
+    d[1] = high_bits<28>(_mm256_slli_epi32(codes, 24));
+    d[2] = high_bits<28>(_mm256_slli_epi32(codes, 20));
+    d[3] = high_bits<28>(_mm256_slli_epi32(codes, 16));
+    d[4] = high_bits<28>(_mm256_slli_epi32(codes, 12));
+    d[5] = high_bits<28>(_mm256_slli_epi32(codes, 8));
+    d[6] = high_bits<28>(_mm256_slli_epi32(codes, 4));
+    d[7] = high_bits<28>(codes);
+  }
+  template <int kShift>
+  static V high_bits(U dword) {
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(dword, kShift));
   }
   static V pair_even(V a, V b) { return _mm256_shuffle_ps(a, b, 0x88); }
   static V pair_odd(V a, V b) { return _mm256_shuffle_ps(a, b, 0xdd); }

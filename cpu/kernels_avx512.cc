@@ -39,6 +39,8 @@ struct Simd {
   static constexpr Isa kIsa = Isa::kAvx512;
   static constexpr int kLanes = 16;
   static constexpr int kMaxRows = 4;
+  static constexpr int kManyRows = 8;
+  static constexpr int kRowBlock = 8;
   static constexpr int kDotRows = 4;
   static constexpr bool kPaired = true;
   using V = __m512;
@@ -93,6 +95,28 @@ struct Simd {
     d[1] = high_bf16(rows01);
     d[2] = low_bf16(rows23);
     d[3] = high_bf16(rows23);
+  }
+  // 16 rows x 4 codes: d[k] = column k.
+  static void int8(const std::byte* p, V d[4]) {
+    const U codes = load_u32(p);
+    d[0] = high_byte(_mm512_slli_epi32(codes, 24));
+    d[1] = high_byte(_mm512_slli_epi32(codes, 16));
+    d[2] = high_byte(_mm512_slli_epi32(codes, 8));
+    d[3] = high_byte(codes);
+  }
+  static V high_byte(U dword) { return _mm512_cvtepi32_ps(_mm512_srai_epi32(dword, 24)); }
+  // 16 rows x 8 codes: d[k] = column k. The permutation looks at the low 4 bits of a dword alone.
+  static void int4(const std::byte* p, V d[8]) {
+    const U codes = load_u32(p);
+    const V values = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
+    d[0] = _mm512_permutexvar_ps(codes, values);
+    d[1] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4), values);
+    d[2] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 8), values);
+    d[3] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 12), values);
+    d[4] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 16), values);
+    d[5] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 20), values);
+    d[6] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 24), values);
+    d[7] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 28), values);
   }
   static V pair_even(V a, V b) { return _mm512_shuffle_ps(a, b, 0x88); }
   static V pair_odd(V a, V b) { return _mm512_shuffle_ps(a, b, 0xdd); }

@@ -8,8 +8,10 @@ namespace {
 struct Simd {
   static constexpr Isa kIsa = Isa::kScalar;
   static constexpr int kLanes = 1;
-  static constexpr int kMaxRows = 1;  // rows of x per pass of tile_product
-  static constexpr int kDotRows = 1;  // rows of q per pass of dot_block
+  static constexpr int kMaxRows = 1;   // rows of x per pass of tile_product
+  static constexpr int kManyRows = 4;  // from how many on a group is decoded once for all
+  static constexpr int kRowBlock = 4;  // rows of x per pass then
+  static constexpr int kDotRows = 1;   // rows of q per pass of dot_block
   static constexpr bool kPaired = false;
   using V = float;
   using U = std::uint32_t;  // the dword of each lane
@@ -62,6 +64,16 @@ struct Simd {
       const U code = static_cast<U>(p[i]);
       const V magnitude = as_f32((code & 0x7fu) << 20) * 0x1p120f;
       d[i] = as_f32((code & 0x80u) << 24 | as_u32(magnitude));
+    }
+  }
+
+  static void int8(const std::byte* p, V d[4]) {
+    for (int i = 0; i < 4; ++i) d[i] = static_cast<float>(static_cast<std::int8_t>(p[i]));
+  }
+  static void int4(const std::byte* p, V d[8]) {
+    const U codes = load_u32(p);
+    for (int i = 0; i < 8; ++i) {
+      d[i] = static_cast<float>(static_cast<std::int32_t>(codes << (28 - 4 * i)) >> 28);
     }
   }
 

@@ -1,20 +1,54 @@
 // Products with tile16 weights. Part of kernels-inl.h.
 //
-// A step is the 4 columns of the four partial sums, for 16 rows. A format decodes a step into four
-// vectors per slice of the rows, in one of two arrangements: natural, d[j] = column j of kLanes
-// rows; or paired (FP8 where Simd::kPaired), d[0] = columns 0 2 0 2 ... of rows 0 0 1 1 | 4 4 5 5
-// ..., d[1] = columns 1 3, d[2] and d[3] the same of rows 2 2 3 3 | .... Sums are kept in the same
-// arrangement and put in order once per group.
+// A quad is the 4 columns of the four partial sums; a step is one quad, or two (INT4), of 16 rows.
+// A format decodes a step into four vectors per quad and slice of the rows, in one of two
+// arrangements: natural, d[j] = column j of kLanes rows; or paired (FP8 where Simd::kPaired), d[0]
+// = columns 0 2 0 2 ... of rows 0 0 1 1 | 4 4 5 5 ..., d[1] = columns 1 3, d[2] and d[3] the same
+// of rows 2 2 3 3 | .... Sums are kept in the same arrangement and put in order once per group.
 
 constexpr std::int64_t kPrefetchAhead = 4096;  // bytes
 
-struct Fp8Format {
+// The scales of slice `s` of a tile and group.
+struct NoScales {
+  STOKER_KERNEL V scale(const TileMatrix&, std::int64_t, std::int64_t, int) {
+    return Simd::set1(1.0f);
+  }
+};
+struct TileScales {
+  STOKER_KERNEL V scale(const TileMatrix& w, std::int64_t tile, std::int64_t group, int) {
+    const std::int64_t num_groups = (w.cols + w.group - 1) / w.group;
+    return Simd::set1(reinterpret_cast<const float*>(w.scales)[tile * num_groups + group]);
+  }
+};
+struct RowScales {
+  STOKER_KERNEL V scale(const TileMatrix& w, std::int64_t tile, std::int64_t group, int s) {
+    const std::int64_t num_groups = (w.cols + w.group - 1) / w.group;
+    const auto* const scales = reinterpret_cast<const std::uint16_t*>(w.scales);
+    return Simd::load_bf16(scales + (tile * num_groups + group) * kTile + s * kLanes);
+  }
+};
+
+struct Fp8Format : TileScales {
   using Pairs = Simd;  // a dependent name for what only some instruction sets have
+  static constexpr int kQuads = 1;
   static constexpr int kStepBytes = 64;
   static constexpr bool kPaired = Simd::kPaired;
   STOKER_KERNEL void decode(const std::byte* p, V d[4]) { Simd::fp8(p, d); }
 };
-struct Bf16Format {
+struct Int8Format : RowScales {
+  static constexpr int kQuads = 1;
+  static constexpr int kStepBytes = 64;
+  static constexpr bool kPaired = false;
+  STOKER_KERNEL void decode(const std::byte* p, V d[4]) { Simd::int8(p, d); }
+};
+struct Int4Format : RowScales {
+  static constexpr int kQuads = 2;
+  static constexpr int kStepBytes = 64;
+  static constexpr bool kPaired = false;
+  STOKER_KERNEL void decode(const std::byte* p, V d[8]) { Simd::int4(p, d); }
+};
+struct Bf16Format : NoScales {
+  static constexpr int kQuads = 1;
   static constexpr int kStepBytes = 128;
   static constexpr bool kPaired = false;
   STOKER_KERNEL void decode(const std::byte* p, V d[4]) {
@@ -25,7 +59,8 @@ struct Bf16Format {
     d[3] = Simd::high_bf16(b);
   }
 };
-struct F16Format {
+struct F16Format : NoScales {
+  static constexpr int kQuads = 1;
   static constexpr int kStepBytes = 128;
   static constexpr bool kPaired = false;
   STOKER_KERNEL void decode(const std::byte* p, V d[4]) {
@@ -36,7 +71,8 @@ struct F16Format {
     d[3] = Simd::high_f16(b);
   }
 };
-struct F32Format {
+struct F32Format : NoScales {
+  static constexpr int kQuads = 1;
   static constexpr int kStepBytes = 256;
   static constexpr bool kPaired = false;
   STOKER_KERNEL void decode(const std::byte* p, V d[4]) {
@@ -55,10 +91,14 @@ STOKER_KERNEL void with_format(QuantFormat format, F f) {
       return f(Bf16Format{});
     case QuantFormat::kF8E4m3B128:
       return f(Fp8Format{});
+    case QuantFormat::kInt8:
+      return f(Int8Format{});
+    case QuantFormat::kInt4:
+      return f(Int4Format{});
   }
 }
 
-// p += d * x for one step; x is a quad in the order 0 2 1 3.
+// p += d * x for one quad, x in the order 0 2 1 3.
 template <typename Format>
 STOKER_KERNEL void accumulate(V p[4], const V d[4], const float* x) {
   if constexpr (Format::kPaired) {
@@ -96,23 +136,27 @@ STOKER_KERNEL void tile_dot(const TileMatrix& w, std::int64_t tile, const float*
   for (std::int64_t g = 0; g < num_groups; ++g) {
     const std::int64_t begin = g * w.group;
     const std::int64_t end = begin + w.group < w.cols ? begin + w.group : w.cols;
-    const std::int64_t num_steps = (end - begin + 3) / 4;
-    const V scale = Simd::set1(w.scales != nullptr ? w.scales[tile * num_groups + g] : 1.0f);
+    constexpr int kStepCols = 4 * Format::kQuads;
+    const std::int64_t num_steps = (end - begin + kStepCols - 1) / kStepCols;
     for (int s = 0; s < kSlices; ++s) {
+      const V scale = Format::scale(w, tile, g, s);
       V p[R][4];
       for (int r = 0; r < R; ++r) {
         for (int j = 0; j < 4; ++j) p[r][j] = Simd::zero();
       }
       const std::byte* from = at + s * kLanes * 4;
       for (std::int64_t step = 0; step < num_steps; ++step, from += Format::kStepBytes) {
-        V d[4];
+        V d[kStepCols];
         Format::decode(from, d);
         if (s == 0) {
           for (int line = 0; line < Format::kStepBytes; line += 64) {
             __builtin_prefetch(from + line + kPrefetchAhead);
           }
         }
-        for (int r = 0; r < R; ++r) accumulate<Format>(p[r], d, x[r] + begin + 4 * step);
+        for (int q = 0; q < Format::kQuads; ++q) {
+          const std::int64_t col = begin + kStepCols * step + 4 * q;
+          for (int r = 0; r < R; ++r) accumulate<Format>(p[r], d + 4 * q, x[r] + col);
+        }
       }
       for (int r = 0; r < R; ++r) {
         total[r].v[s] = Simd::fma(close_group<Format>(p[r]), scale, total[r].v[s]);
@@ -122,31 +166,34 @@ STOKER_KERNEL void tile_dot(const TileMatrix& w, std::int64_t tile, const float*
   }
 }
 
+STOKER_KERNEL const float* input_row(const TileProduct& p, int row) {
+  return p.x + (p.x_rows != nullptr ? p.x_rows[row] : row) * p.x_stride;
+}
+
+// Stores what a tile gives for a row: `total`, gated by up() where there is an up.
+template <typename T, typename Up>
+STOKER_KERNEL void finish_tile(const TileProduct& p, std::int64_t tile, int row, V16 total, Up up) {
+  if (p.up.payload != nullptr) {
+    const V16 gate = rounded16(total, static_cast<T*>(nullptr));
+    const V16 silu = each([&](int s) { return silu_v(gate.v[s]); });
+    total = mul16(silu, rounded16(up(), static_cast<T*>(nullptr)));
+  }
+  T* y = static_cast<T*>(p.y) + (p.y_rows != nullptr ? p.y_rows[row] : row) * p.y_stride;
+  store_at(y, tile * kTile, p.w.rows, total);
+}
+
 template <typename Format, typename T, int R>
 static void tile_rows(const TileProduct& p, std::int64_t tile, int row) {
   const float* x[R];
-  for (int r = 0; r < R; ++r) {
-    x[r] = p.x + (p.x_rows != nullptr ? p.x_rows[row + r] : row + r) * p.x_stride;
-  }
-  V16 total[R];
+  for (int r = 0; r < R; ++r) x[r] = input_row(p, row + r);
+  V16 total[R], up[R];
   tile_dot<Format, R>(p.w, tile, x, total);
-  if (p.up.payload != nullptr) {
-    V16 up[R];
-    tile_dot<Format, R>(p.up, tile, x, up);
-    for (int r = 0; r < R; ++r) {
-      const V16 gate = rounded16(total[r], static_cast<T*>(nullptr));
-      const V16 silu = each([&](int s) { return silu_v(gate.v[s]); });
-      total[r] = mul16(silu, rounded16(up[r], static_cast<T*>(nullptr)));
-    }
-  }
-  for (int r = 0; r < R; ++r) {
-    T* y = static_cast<T*>(p.y) + (p.y_rows != nullptr ? p.y_rows[row + r] : row + r) * p.y_stride;
-    store_at(y, tile * kTile, p.w.rows, total[r]);
-  }
+  if (p.up.payload != nullptr) tile_dot<Format, R>(p.up, tile, x, up);
+  for (int r = 0; r < R; ++r) finish_tile<T>(p, tile, row + r, total[r], [&] { return up[r]; });
 }
 
 template <typename Format, typename T>
-static void tile_all(const TileProduct& p) {
+static void few_rows(const TileProduct& p) {
   for (std::int64_t tile = p.tile_begin; tile < p.tile_end; ++tile) {
     int row = 0;
     if constexpr (Simd::kMaxRows >= 4) {
@@ -159,15 +206,9 @@ static void tile_all(const TileProduct& p) {
   }
 }
 
-static void tile_product(const TileProduct& p) {
-  with_format(p.w.format, [&](auto format) {
-    with_type(p.y_dtype, [&]<typename T>(T*) { tile_all<decltype(format), T>(p); });
-  });
-}
-
 // d in natural arrangement.
 template <typename Format>
-STOKER_KERNEL void decode_natural(const std::byte* p, V d[4]) {
+STOKER_KERNEL void decode_natural(const std::byte* p, V d[4 * Format::kQuads]) {
   Format::decode(p, d);
   if constexpr (Format::kPaired) {
     const V k0 = Format::Pairs::pair_even(d[0], d[2]), k2 = Format::Pairs::pair_odd(d[0], d[2]);
@@ -194,17 +235,17 @@ STOKER_KERNEL void put_panel(const V d[4], std::int64_t col, std::int64_t, int l
 
 template <typename Format, typename T>
 static void decode_tile(const TileMatrix& w, std::int64_t tile, int lane, T* dst) {
-  const std::int64_t num_groups = (w.cols + w.group - 1) / w.group;
+  constexpr int kStepCols = 4 * Format::kQuads;
   for (int s = 0; s < kSlices; ++s) {
     const std::byte* from = w.payload + tile * w.tile_bytes + s * kLanes * 4;
-    for (std::int64_t col = 0; col < w.cols; col += 4, from += Format::kStepBytes) {
-      V d[4];
+    for (std::int64_t col = 0; col < w.cols; col += kStepCols, from += Format::kStepBytes) {
+      V d[kStepCols];
       decode_natural<Format>(from, d);
-      if (w.scales != nullptr) {
-        const V scale = Simd::set1(w.scales[tile * num_groups + col / w.group]);
-        for (int j = 0; j < 4; ++j) d[j] = Simd::mul(d[j], scale);
+      const V scale = Format::scale(w, tile, col / w.group, s);
+      for (int q = 0; q < Format::kQuads; ++q) {
+        for (int j = 0; j < 4; ++j) d[4 * q + j] = Simd::mul(d[4 * q + j], scale);
+        put_panel(d + 4 * q, col + 4 * q, w.cols, lane + s * kLanes, dst);
       }
-      put_panel(d, col, w.cols, lane + s * kLanes, dst);
     }
   }
 }
@@ -236,7 +277,7 @@ static void prepare_row(const void* src, DType dtype, std::int64_t cols, float* 
     for (std::int64_t i = 0; i < cols; i += kTile) {
       float x[kTile];
       store16(x, load_at(from, i, cols));
-      const std::int64_t padded = (cols - i + 3) / 4 * 4;
+      const std::int64_t padded = (cols - i + kInputAlign - 1) / kInputAlign * kInputAlign;
       for (int j = 0; j < kTile && j < padded; j += 4) {
         dst[i + j] = x[j];
         dst[i + j + 1] = x[j + 2];

@@ -35,7 +35,7 @@ Products::Products(Team& team, const Kernels& kernels, DType activations, Isa is
 }
 
 DType Products::panel_dtype(QuantFormat format) const {
-  const bool narrow = format == QuantFormat::kBf16 || format == QuantFormat::kF8E4m3B128;
+  const bool narrow = format != QuantFormat::kF32 && format != QuantFormat::kF16;
   return activations_ == DType::kBf16 && narrow && matmul_.has_bf16() ? DType::kBf16 : DType::kF32;
 }
 
@@ -53,7 +53,7 @@ Status Products::prepare(std::int64_t cols, QuantFormat format) {
 
 void Products::begin(std::int64_t cols, DType panel_dtype) {
   cols_ = cols;
-  padded_cols_ = ceil_div(cols, 4) * 4;
+  padded_cols_ = ceil_div(cols, kInputAlign) * kInputAlign;
   panel_dtype_ = panel_dtype;
   decode_rows_.clear();
   prefill_rows_.clear();

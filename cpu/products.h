@@ -31,8 +31,9 @@ class Products {
  public:
   Products(Team& team, const Kernels& kernels, DType activations, Isa isa);
 
-  // Type that prefill computes `format` in: BF16 where activations and weights are exact in it (FP8
-  // with a scale that is no power of two is rounded once) and the machine has it, else F32.
+  // Type that prefill computes `format` in: BF16 where activations and weights are exact in it
+  // (codes times a scale that is no power of two are rounded once) and the machine has it, else
+  // F32.
   DType panel_dtype(QuantFormat format) const;
   // Makes prefill ready for matrices of `cols` inputs.
   Status prepare(std::int64_t cols, QuantFormat format);

@@ -21,7 +21,7 @@ std::int64_t aligned(std::int64_t bytes) {
 // Bytes of the upload buffer that a view takes.
 std::int64_t upload_bytes(const QuantView& view) {
   const quant::Tile16 tile = quant::tile16_of(view);
-  return aligned(tile.payload_bytes()) + aligned(tile.scale_count() * 4);
+  return aligned(tile.payload_bytes()) + aligned(tile.scale_bytes());
 }
 
 Status check_part(const QuantView& view) {
@@ -109,8 +109,7 @@ Result<QuantView> CudaBackend::resident(const QuantView& view) {
   };
   ASSIGN_OR_RETURN(copy.payload, upload(view.payload, tile.payload_bytes()));
   if (view.spec.has_scales()) {
-    ASSIGN_OR_RETURN(std::byte * scales, upload(view.scales, tile.scale_count() * 4));
-    copy.scales = reinterpret_cast<const float*>(scales);
+    ASSIGN_OR_RETURN(copy.scales, upload(view.scales, tile.scale_bytes()));
   }
   copy.device = device();
   return copy;

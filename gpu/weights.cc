@@ -16,9 +16,13 @@ std::int64_t aligned(std::int64_t bytes) {
 Status check_host(const QuantView& host) {
   CHECK(host.device == kHost && host.layout == WeightLayout::kRowMajor,
         "not row-major on the host");
-  if (host.spec.group <= 0 || host.spec.group % 4 != 0) {
+  if (host.spec.is_integer()) {
+    return make_error(ErrorCode::kUnsupported, "{} weights are for routed experts alone",
+                      quant_format_name(host.spec.format));
+  }
+  if (host.spec.group <= 0 || host.spec.group % 8 != 0) {
     return make_error(ErrorCode::kUnsupported,
-                      "a weight with groups of {} inputs; the CUDA kernels need a multiple of 4",
+                      "a weight with groups of {} inputs; the CUDA kernels need a multiple of 8",
                       host.spec.group);
   }
   if (host.spec.format == QuantFormat::kF8E4m3B128 &&
@@ -36,15 +40,14 @@ Result<std::unique_ptr<CudaWeight>> CudaWeight::tiled(const QuantView& host, Dev
   const quant::Tile16 tile = quant::tile16_of(host);
   const std::int64_t scales_at = aligned(tile.payload_bytes());
   std::vector<std::byte> payload(static_cast<std::size_t>(tile.payload_bytes()));
-  std::vector<float> scales(static_cast<std::size_t>(tile.scale_count()));
+  std::vector<std::byte> scales(static_cast<std::size_t>(tile.scale_bytes()));
   quant::relay_tile16(host, 0, host.rows, payload.data(), scales.data());
-  ASSIGN_OR_RETURN(DeviceBuffer memory, DeviceBuffer::create(scales_at + tile.scale_count() * 4));
+  ASSIGN_OR_RETURN(DeviceBuffer memory, DeviceBuffer::create(scales_at + tile.scale_bytes()));
   RETURN_IF_ERROR(memory.upload(0, payload.data(), tile.payload_bytes()));
-  RETURN_IF_ERROR(memory.upload(scales_at, scales.data(), tile.scale_count() * 4));
+  RETURN_IF_ERROR(memory.upload(scales_at, scales.data(), tile.scale_bytes()));
   QuantView view = host;
   view.payload = memory.data();
-  view.scales =
-      host.spec.has_scales() ? reinterpret_cast<const float*>(memory.data() + scales_at) : nullptr;
+  view.scales = host.spec.has_scales() ? memory.data() + scales_at : nullptr;
   view.layout = WeightLayout::kTile16;
   view.device = device;
   return std::unique_ptr<CudaWeight>(new CudaWeight(std::move(memory), view));
@@ -60,8 +63,7 @@ Result<std::unique_ptr<CudaWeight>> CudaWeight::row_major(const QuantView& host,
   RETURN_IF_ERROR(memory.upload(scales_at, host.scales, scale_bytes));
   QuantView view = host;
   view.payload = memory.data();
-  view.scales =
-      host.spec.has_scales() ? reinterpret_cast<const float*>(memory.data() + scales_at) : nullptr;
+  view.scales = host.spec.has_scales() ? memory.data() + scales_at : nullptr;
   view.device = device;
   return std::unique_ptr<CudaWeight>(new CudaWeight(std::move(memory), view));
 }

@@ -5,7 +5,8 @@
 //   dot(w, x):   inputs in groups of spec.group, in ascending order. Within a group four partial
 //   sums p0..p3 start at
 //                +0; input k goes to p[k mod 4] by one fused multiply-add, in ascending k (columns
-//                padded with zeros to a multiple of 4 take part). group = (p0 + p1) + (p2 + p3);
+//                padded with zeros to a multiple of 4 take part; more of them, as INT4 has, would
+//                change nothing). group = (p0 + p1) + (p2 + p3);
 //                acc = fma(group, scale, acc), acc from +0; scale is 1 for formats without scales.
 //                All in IEEE F32, round to nearest even, subnormals kept.
 //   silu(g):     g / (1 + exp(-g)), exp as exp_defined below (fused steps in fixed order).

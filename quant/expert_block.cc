@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "core/base/check.h"
+#include "quant/quantize.h"
 
 namespace stoker::quant {
 namespace {
@@ -16,9 +17,8 @@ std::int64_t rows_per_block(std::int64_t bytes_per_tile) {
   return std::max<std::int64_t>(1, kBlockTarget / bytes_per_tile) * kTileRows;
 }
 
-std::int64_t scale_bytes(const Tile16& tile) {
-  return tile.scale_count() * static_cast<std::int64_t>(sizeof(float));
-}
+// Payloads are multiples of it as they are: a turn has 64 bytes.
+std::int64_t padded_scale_bytes(const Tile16& tile) { return align_up(tile.scale_bytes(), 64); }
 
 }  // namespace
 
@@ -32,12 +32,12 @@ ExpertBlocks::ExpertBlocks(std::int64_t hidden_size, std::int64_t inter_size, Qu
 
 std::int64_t ExpertBlocks::gate_up_bytes(std::int64_t num_rows) const {
   const Tile16 tile{num_rows, hidden_size_, spec_};
-  return align_up(2 * (tile.payload_bytes() + scale_bytes(tile)), kBlockAlign);
+  return align_up(2 * (tile.payload_bytes() + padded_scale_bytes(tile)), kBlockAlign);
 }
 
 std::int64_t ExpertBlocks::down_bytes(std::int64_t num_rows) const {
   const Tile16 tile{num_rows, inter_size_, spec_};
-  return align_up(tile.payload_bytes() + scale_bytes(tile), kBlockAlign);
+  return align_up(tile.payload_bytes() + padded_scale_bytes(tile), kBlockAlign);
 }
 
 ExpertBlocks::Block ExpertBlocks::block(int index) const {
@@ -73,7 +73,7 @@ ExpertPart ExpertBlocks::part(int index, const std::byte* block_bytes, DeviceId 
   const auto matrix = [&](const std::byte* payload, const std::byte* scales) {
     QuantView view;
     view.payload = payload;
-    view.scales = spec_.has_scales() ? reinterpret_cast<const float*>(scales) : nullptr;
+    view.scales = spec_.has_scales() ? scales : nullptr;
     view.rows = at.num_rows;
     view.cols = cols;
     view.spec = spec_;
@@ -89,7 +89,7 @@ ExpertPart ExpertBlocks::part(int index, const std::byte* block_bytes, DeviceId 
   if (at.half == ExpertHalf::kGateUp) {
     const std::byte* scales = payload + 2 * tile.payload_bytes();
     part.gate = matrix(payload, scales);
-    part.up = matrix(payload + tile.payload_bytes(), scales + scale_bytes(tile));
+    part.up = matrix(payload + tile.payload_bytes(), scales + padded_scale_bytes(tile));
   } else {
     part.down = matrix(payload, payload + tile.payload_bytes());
   }
@@ -101,16 +101,21 @@ void ExpertBlocks::write(int index, const QuantView& gate, const QuantView& up,
   const Block at = block(index);
   std::memset(dst, 0, static_cast<std::size_t>(at.bytes));
   const ExpertPart places = part(index, dst);
-  const auto relay = [&](const QuantView& src, const QuantView& to) {
-    CHECK(src.spec == spec_ && src.cols == to.cols, "{} columns for {}", src.cols, to.cols);
-    relay_tile16(src, at.row_begin, at.num_rows, const_cast<std::byte*>(to.payload),
-                 const_cast<float*>(to.scales));
+  const auto put = [&](const QuantView& src, const QuantView& to) {
+    CHECK(src.cols == to.cols, "{} columns for {}", src.cols, to.cols);
+    auto* const payload = const_cast<std::byte*>(to.payload);
+    auto* const scales = const_cast<std::byte*>(to.scales);
+    if (src.spec == spec_) {
+      relay_tile16(src, at.row_begin, at.num_rows, payload, scales);
+    } else {
+      quantize_tile16(src, at.row_begin, at.num_rows, spec_, payload, scales);
+    }
   };
   if (at.half == ExpertHalf::kGateUp) {
-    relay(gate, places.gate);
-    relay(up, places.up);
+    put(gate, places.gate);
+    put(up, places.up);
   } else {
-    relay(down, places.down);
+    put(down, places.down);
   }
 }
 

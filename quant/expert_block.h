@@ -1,12 +1,15 @@
 // How one routed expert lies in memory and in the packed store: a sequence of row blocks, each
 // usable alone.
 //
-//   | gate/up block 0 | gate/up block 1 | … | down block 0 | down block 1 | …      each padded to a
-//   multiple of 4 KiB gate/up block: gate payload | up payload | gate scales | up scales     the
-//   same output rows of gate and of up down block:    down payload | down scales
+//   | gate/up block 0 | gate/up block 1 | … | down block 0 | down block 1 | …
 //
-// Payloads are in tile16 layout (tile16.h). A block holds a multiple of 16 rows, as many as come to
-// about 1 MiB.
+//   gate/up block:  gate payload | up payload | gate scales | up scales      the same output rows
+//                                                                            of gate and of up
+//   down block:     down payload | down scales
+//
+// Payloads and scales are in tile16 layout (tile16.h), each padded to a multiple of 64 bytes, and
+// blocks to a multiple of 4 KiB. A block holds a multiple of 16 rows, as many as come to about
+// 1 MiB.
 #pragma once
 
 #include <cstdint>
@@ -40,7 +43,9 @@ class ExpertBlocks {
   // The part that `block` is, given where its bytes lie. `use` is left 0.
   ExpertPart part(int index, const std::byte* block_bytes, DeviceId device = kHost) const;
 
-  // Writes block `index` of an expert from row-major weights. `dst` takes block(index).bytes.
+  // Writes block `index` of an expert from row-major weights: re-lays those that have the spec of
+  // the blocks, and quantises floating point of any format where the blocks hold integers
+  // (quantize.h). `dst` takes block(index).bytes.
   void write(int index, const QuantView& gate, const QuantView& up, const QuantView& down,
              std::byte* dst) const;
 

@@ -131,7 +131,7 @@ Result<QuantView> Checkpoint::load(std::string_view name, const StoredTensor& te
     const std::string scale = scale_name(name);
     std::byte* const scales = dst + aligned(tensor.bytes);
     RETURN_IF_ERROR(fetch(scale, *find(scale), scales));
-    view.scales = reinterpret_cast<const float*>(scales);
+    view.scales = scales;
   }
   return view;
 }

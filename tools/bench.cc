@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cpu/read_bandwidth.h"
+#include "tools/bench_kernels.h"
 #include "tools/command.h"
 #include "tools/model.h"
 
@@ -20,6 +21,7 @@ struct BenchFlags {
   std::string suite = "decode";
   int tokens = 64;
   int rounds = 5;
+  std::string working_set;
   bool json = false;
 };
 
@@ -92,7 +94,26 @@ Result<Timing> time_decode(Runner& runner, const BenchFlags& flags,
   return summarise(std::move(rates));
 }
 
+Result<int> run_kernels(const BenchFlags& flags) {
+  KernelSuiteOptions options;
+  options.rounds = flags.rounds;
+  if (flags.model.isa == "auto") {
+    options.isas = available_isas();
+    std::erase(options.isas, Isa::kAmx);  // runs the kernels of avx512
+  } else {
+    ASSIGN_OR_RETURN(const Isa isa, parse_isa(flags.model.isa));
+    options.isas = {isa};
+  }
+  if (!flags.working_set.empty()) {
+    ASSIGN_OR_RETURN(options.working_set_bytes, parse_size(flags.working_set), "--working-set");
+  }
+  ASSIGN_OR_RETURN(const KernelReport report, bench_kernels(options));
+  fmt::print("{}", flags.json ? to_json(report).dump() + "\n" : to_text(report));
+  return 0;
+}
+
 Result<int> run(BenchFlags& flags) {
+  if (flags.suite == "kernels") return run_kernels(flags);
   flags.model.ctx = flags.tokens;
   ASSIGN_OR_RETURN(const LoadedModel model, load_model(flags.model, {flags.tokens, 1}));
   const std::vector<TokenId> tokens = bench_tokens(flags.tokens, model.engine->config().vocab_size);
@@ -133,10 +154,12 @@ Result<int> run(BenchFlags& flags) {
 Command add_bench(CLI::App& program) {
   auto flags = std::make_shared<BenchFlags>();
   CLI::App* app = program.add_subcommand(
-      "bench", "Measures decode or prefill speed of a model, and memory bandwidth in the same run");
+      "bench",
+      "Measures decode or prefill speed of a model, or the kernels alone, beside what the "
+      "machine gives in the same run");
   add_model_argument(*app, flags->model);
   app->add_option("--suite", flags->suite, "What to measure")
-      ->check(CLI::IsMember({"decode", "prefill"}))
+      ->check(CLI::IsMember({"decode", "prefill", "kernels"}))
       ->capture_default_str();
   app->add_option("--tokens", flags->tokens,
                   "Tokens of a round: decoded one by one, or prefilled at once")
@@ -145,6 +168,9 @@ Command add_bench(CLI::App& program) {
   app->add_option("--rounds", flags->rounds, "Rounds after one to warm up; the median is reported")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  app->add_option("--working-set", flags->working_set,
+                  "Suite kernels: size of the weights walked through (default 512MiB, or three "
+                  "times the last cache)");
   app->add_flag("--json", flags->json, "Print one JSON object");
   add_model_flags(*app, flags->model);
   return {app, [flags] { return run(*flags); }};

@@ -47,13 +47,13 @@ std::vector<std::pair<const char*, int>> dimensions(const ModelConfig& config) {
   return all;
 }
 
-QuantFormat format_of_experts(const storage::Checkpoint& checkpoint, const ModelConfig& config) {
+QuantSpec spec_of_experts(const storage::Checkpoint& checkpoint, const ModelConfig& config) {
   for (const LayerSpec& layer : config.layers()) {
     if (layer.role == LayerRole::kMain && layer.ffn == FfnKind::kMoe) {
-      return checkpoint.expert_spec(layer.index).format;
+      return checkpoint.expert_spec(layer.index);
     }
   }
-  return config.stored_format;
+  return QuantSpec{config.stored_format};
 }
 
 }  // namespace
@@ -73,14 +73,14 @@ Result<ModelReport> inspect_model(const std::filesystem::path& directory) {
   ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::load(directory));
   ASSIGN_OR_RETURN(const std::unique_ptr<storage::Checkpoint> checkpoint,
                    storage::Checkpoint::open(directory, config));
-  const QuantFormat experts = format_of_experts(*checkpoint, config);
+  const QuantSpec experts = spec_of_experts(*checkpoint, config);
   return ModelReport{.directory = directory.string(),
                      .config = std::move(config),
                      .num_files = static_cast<int>(checkpoint->files().size()),
                      .num_tensors = checkpoint->num_tensors(),
                      .bytes = checkpoint->category_bytes(),
                      .total_bytes = checkpoint->total_bytes(),
-                     .expert_format = experts,
+                     .expert_spec = experts,
                      .notices = checkpoint->notices()};
 }
 
@@ -99,9 +99,9 @@ JsonValue model_to_json(const ModelReport& report) {
   JsonObject kv;
   for (const auto& [name, format] : kKvFormats) kv.add(name, config.kv_bytes_per_token(format));
   JsonObject costs;
-  costs.add("weights_read_bytes", config.active_bytes(report.expert_format))
-      .add("expert_bytes", config.expert_bytes(report.expert_format))
-      .add("expert_format", quant_format_name(report.expert_format))
+  costs.add("weights_read_bytes", config.active_bytes(report.expert_spec))
+      .add("expert_bytes", config.expert_bytes(report.expert_spec))
+      .add("expert_format", quant_spec_name(report.expert_spec))
       .add("kv_bytes", std::move(kv));
   JsonObject object;
   object.add("directory", report.directory)
@@ -134,10 +134,10 @@ std::string model_to_text(const ModelReport& report) {
   fmt::format_to(out, "  {:<26} {:>11}\n\nA token costs\n", "total",
                  human_bytes(report.total_bytes));
   fmt::format_to(out, "  {:<26} {:>11}\n", "weights read to decode it",
-                 human_bytes(config.active_bytes(report.expert_format)));
+                 human_bytes(config.active_bytes(report.expert_spec)));
   fmt::format_to(out, "  {:<26} {:>11}  {}\n", "of which each expert",
-                 human_bytes(config.expert_bytes(report.expert_format)),
-                 quant_format_name(report.expert_format));
+                 human_bytes(config.expert_bytes(report.expert_spec)),
+                 quant_spec_name(report.expert_spec));
   for (const auto& [name, format] : kKvFormats) {
     fmt::format_to(out, "  {:<26} {:>11}\n", fmt::format("cached keys, {}", name),
                    human_bytes(config.kv_bytes_per_token(format)));

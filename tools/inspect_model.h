@@ -19,7 +19,7 @@ struct ModelReport {
   int num_files = 0, num_tensors = 0;
   CategoryBytes bytes{};  // as stored
   std::int64_t total_bytes = 0;
-  QuantFormat expert_format = QuantFormat::kBf16;  // as stored; meaningless without MoE layers
+  QuantSpec expert_spec;  // as stored; meaningless without MoE layers
   std::vector<std::string> notices;
 };
 

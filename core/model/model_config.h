@@ -95,13 +95,13 @@ class ModelConfig {
   // Cached bytes per position, over the main layers, or over all with `last` kDraft.
   std::int64_t kv_bytes_per_token(KvFormat format, LayerRole last = LayerRole::kMain) const;
   // One routed expert, scales included.
-  std::int64_t expert_bytes(QuantFormat format) const;
-  std::int64_t expert_bytes() const { return expert_bytes(stored_format); }
+  std::int64_t expert_bytes(const QuantSpec& spec) const;
+  std::int64_t expert_bytes() const { return expert_bytes(QuantSpec{stored_format}); }
   // Everything of the main model but the routed experts, as published.
   std::int64_t dense_bytes() const;
   // Weights that decoding one token reads, with routed experts in `experts`.
-  std::int64_t active_bytes(QuantFormat experts) const;
-  std::int64_t active_bytes() const { return active_bytes(stored_format); }
+  std::int64_t active_bytes(const QuantSpec& experts) const;
+  std::int64_t active_bytes() const { return active_bytes(QuantSpec{stored_format}); }
 
  private:
   ModelConfig() = default;

@@ -142,11 +142,11 @@ class TableBuilder {
   bool draft_ = false;
 };
 
-QuantView shape_of(std::int64_t rows, std::int64_t cols, QuantFormat format) {
+QuantView shape_of(std::int64_t rows, std::int64_t cols, const QuantSpec& spec) {
   QuantView view;
   view.rows = rows;
   view.cols = cols;
-  view.spec.format = format;
+  view.spec = spec;
   return view;
 }
 
@@ -160,7 +160,7 @@ std::string_view tensor_category_name(TensorCategory category) {
 }
 
 std::int64_t TensorSpec::stored_bytes() const {
-  return shape_of(rows, cols, format).stored_bytes();
+  return shape_of(rows, cols, QuantSpec{format}).stored_bytes();
 }
 
 std::vector<TensorSpec> tensor_table(const ModelConfig& config) {
@@ -206,9 +206,9 @@ std::int64_t ModelConfig::kv_bytes_per_token(KvFormat format, LayerRole last) co
   return bytes;
 }
 
-std::int64_t ModelConfig::expert_bytes(QuantFormat format) const {
-  return 2 * shape_of(moe_intermediate_size, hidden_size, format).stored_bytes() +
-         shape_of(hidden_size, moe_intermediate_size, format).stored_bytes();
+std::int64_t ModelConfig::expert_bytes(const QuantSpec& spec) const {
+  return 2 * shape_of(moe_intermediate_size, hidden_size, spec).stored_bytes() +
+         shape_of(hidden_size, moe_intermediate_size, spec).stored_bytes();
 }
 
 std::int64_t ModelConfig::dense_bytes() const {
@@ -222,10 +222,10 @@ std::int64_t ModelConfig::dense_bytes() const {
   return bytes;
 }
 
-std::int64_t ModelConfig::active_bytes(QuantFormat experts) const {
+std::int64_t ModelConfig::active_bytes(const QuantSpec& experts) const {
   const QuantFormat plain =
       stored_format == QuantFormat::kF8E4m3B128 ? QuantFormat::kBf16 : stored_format;
-  const std::int64_t row = shape_of(1, hidden_size, plain).stored_bytes();
+  const std::int64_t row = shape_of(1, hidden_size, QuantSpec{plain}).stored_bytes();
   // A tied table is read whole, as the head.
   const std::int64_t unread_rows = tie_word_embeddings ? 0 : vocab_size - 1;
   const std::int64_t moe_layers = num_hidden_layers - first_k_dense_replace;

@@ -67,11 +67,11 @@ TEST(TensorTable, MainParameters) {
 TEST(TensorTable, PublishedCosts) {
   const ModelConfig config = parsed(test::deepseek_v32_config());
   EXPECT_EQ(config.expert_bytes(), 44050944);
-  EXPECT_EQ(config.expert_bytes(QuantFormat::kBf16), 88080384);
+  EXPECT_EQ(config.expert_bytes(QuantSpec{QuantFormat::kBf16}), 88080384);
   EXPECT_EQ(config.dense_bytes(), 19963965120);
   // All but the embedding, of which one row, and 58 layers of 8 experts.
   EXPECT_EQ(config.active_bytes(), 19963965120 - 1853358080LL + 14336 + 20439638016);
-  EXPECT_EQ(config.active_bytes(QuantFormat::kBf16) - config.active_bytes(),
+  EXPECT_EQ(config.active_bytes(QuantSpec{QuantFormat::kBf16}) - config.active_bytes(),
             58LL * 8 * (88080384 - 44050944));
 }
 

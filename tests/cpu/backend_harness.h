@@ -90,12 +90,13 @@ class TestStep {
   std::vector<SequencePages> sequences;
 };
 
-// Routed experts in block form and the uses of one layer.
+// Routed experts in block form, integers quantised from BF16.
 class TestExperts {
  public:
-  TestExperts(int num_experts, std::int64_t hidden, std::int64_t inter, QuantFormat format,
+  TestExperts(int num_experts, std::int64_t hidden, std::int64_t inter, const QuantSpec& spec,
               std::mt19937& random)
-      : blocks_(hidden, inter, QuantSpec{.format = format}) {
+      : blocks_(hidden, inter, spec) {
+    const QuantSpec format = spec.is_integer() ? QuantSpec{QuantFormat::kBf16} : spec;
     for (int e = 0; e < num_experts; ++e) {
       const RandomMatrix gate(inter, hidden, format, random), up(inter, hidden, format, random),
           down(hidden, inter, format, random);

@@ -310,8 +310,11 @@ TEST_P(BackendOpsTest, RouteAndCombine) {
 
 TEST_P(BackendOpsTest, ExpertsOfMixedPurposes) {
   const std::int64_t hidden = 200, inter = 72;
-  for (const QuantFormat format : {QuantFormat::kF8E4m3B128, QuantFormat::kBf16}) {
-    const TestExperts experts(3, hidden, inter, format, random);
+  for (const QuantSpec& spec :
+       {QuantSpec{QuantFormat::kF8E4m3B128}, QuantSpec{QuantFormat::kBf16},
+        QuantSpec{QuantFormat::kInt8, 128}, QuantSpec{QuantFormat::kInt4, 64}}) {
+    SCOPED_TRACE(quant_spec_name(spec));
+    const TestExperts experts(3, hidden, inter, spec, random);
     const std::vector<float> x = bf16_floats(6 * hidden, random, 0.1f);
     const TestStep step(6, 6, 3, Purpose::kPrefill);
     const std::vector<std::int32_t> rows0 = {0, 2, 4}, rows2 = {1, 2, 3, 4, 5};
@@ -344,7 +347,7 @@ TEST_P(BackendOpsTest, BadWeightsAreErrors) {
   const float scale = 1.0f;
   QuantView view;
   view.payload = reinterpret_cast<const std::byte*>(codes.data());
-  view.scales = &scale;
+  view.scales = reinterpret_cast<const std::byte*>(&scale);
   view.rows = 16;
   view.cols = 128;
   view.spec.format = QuantFormat::kF8E4m3B128;

@@ -40,7 +40,7 @@ struct Layer {
         down(kHidden, 90, QuantFormat::kBf16, random),
         kv_b(dims.num_heads * (dims.nope_dim + dims.value_dim), dims.latent_dim,
              QuantFormat::kF8E4m3B128, random),
-        experts(2, kHidden, kInter, QuantFormat::kF8E4m3B128, random),
+        experts(2, kHidden, kInter, QuantSpec{QuantFormat::kF8E4m3B128}, random),
         x(bf16_floats(kMostRows * kHidden, random, 0.1f)),
         cached(bf16_floats(256 * 48, random, 0.5f)),
         index_keys(bf16_floats(256 * 32, random)),

@@ -25,18 +25,21 @@ class KernelsTest : public ::testing::TestWithParam<Isa> {
 };
 INSTANTIATE_TEST_SUITE_P(Isas, KernelsTest, ::testing::ValuesIn(available_isas()), isa_label);
 
-constexpr QuantFormat kFormats[] = {QuantFormat::kF32, QuantFormat::kF16, QuantFormat::kBf16,
-                                    QuantFormat::kF8E4m3B128};
+constexpr QuantSpec kSpecs[] = {{QuantFormat::kF32, 128},  {QuantFormat::kF16, 128},
+                                {QuantFormat::kBf16, 128}, {QuantFormat::kF8E4m3B128, 128},
+                                {QuantFormat::kInt8, 128}, {QuantFormat::kInt4, 32},
+                                {QuantFormat::kInt4, 64},  {QuantFormat::kInt4, 128}};
 
 struct Shape {
   std::int64_t rows, cols;
 };
-constexpr Shape kShapes[] = {{16, 128}, {1, 1}, {17, 130}, {40, 260}, {128, 67}, {200, 515}};
+constexpr Shape kShapes[] = {{16, 128}, {1, 1},    {17, 130}, {17, 133},
+                             {40, 260}, {128, 67}, {200, 515}};
 
 // Rows of x as prepare_row lays them out.
 std::vector<float> prepared(const Kernels& kernels, const std::vector<float>& x,
                             std::int64_t cols) {
-  const std::int64_t padded = (cols + 3) / 4 * 4;
+  const std::int64_t padded = (cols + 7) / 8 * 8;
   const std::int64_t num_rows = static_cast<std::int64_t>(x.size()) / cols;
   std::vector<float> out(num_rows * padded, NAN);
   for (std::int64_t r = 0; r < num_rows; ++r) {
@@ -47,16 +50,16 @@ std::vector<float> prepared(const Kernels& kernels, const std::vector<float>& x,
 
 TEST_P(KernelsTest, TileProductIsTheDefinedDot) {
   std::mt19937 random(1);
-  for (const QuantFormat format : kFormats) {
+  for (const QuantSpec& spec : kSpecs) {
     for (const Shape shape : kShapes) {
-      const RandomMatrix w(shape.rows, shape.cols, format, random);
-      for (const int num_rows : {1, 2, 3, 4, 5, 7}) {
+      const RandomMatrix w(shape.rows, shape.cols, spec, random);
+      for (const int num_rows : {1, 2, 3, 4, 5, 7, 16, 21}) {
         const std::vector<float> x = random_floats(num_rows * shape.cols, random);
         const std::vector<float> rows = prepared(kernels, x, shape.cols);
         std::vector<float> y(num_rows * shape.rows, NAN);
         TileProduct p{.w = tile_matrix(w.tiled()),
                       .x = rows.data(),
-                      .x_stride = (shape.cols + 3) / 4 * 4,
+                      .x_stride = (shape.cols + 7) / 8 * 8,
                       .y = y.data(),
                       .y_stride = shape.rows,
                       .num_rows = num_rows,
@@ -64,10 +67,10 @@ TEST_P(KernelsTest, TileProductIsTheDefinedDot) {
         kernels.tile_product(p);
         for (int r = 0; r < num_rows; ++r) {
           for (std::int64_t n = 0; n < shape.rows; ++n) {
-            const float expected = quant::dot_defined(w.row_major(), n, &x[r * shape.cols]);
+            const float expected = quant::dot_defined(w.definition(), n, &x[r * shape.cols]);
             ASSERT_EQ(f32_to_bits(expected), f32_to_bits(y[r * shape.rows + n]))
-                << quant_format_name(format) << " " << shape.rows << "x" << shape.cols << " row "
-                << r << " of " << num_rows << ", output " << n;
+                << quant_spec_name(spec) << " " << shape.rows << "x" << shape.cols << " row " << r
+                << " of " << num_rows << ", output " << n;
           }
         }
       }
@@ -83,7 +86,7 @@ TEST_P(KernelsTest, EveryFp8CodeDecodes) {
       for (int r = 0; r < 16; ++r) codes[r * 4 + col] = static_cast<std::uint8_t>(first + r);
       const float scale = 1.0f;
       const TileMatrix w{.payload = reinterpret_cast<const std::byte*>(codes.data()),
-                         .scales = &scale,
+                         .scales = reinterpret_cast<const std::byte*>(&scale),
                          .format = QuantFormat::kF8E4m3B128,
                          .rows = 16,
                          .cols = 4,
@@ -115,34 +118,36 @@ TEST_P(KernelsTest, EveryFp8CodeDecodes) {
 TEST_P(KernelsTest, GateUpIsTheDefinedExpert) {
   std::mt19937 random(2);
   const std::int64_t inter = 40, hidden = 260;
-  const RandomMatrix gate(inter, hidden, QuantFormat::kF8E4m3B128, random);
-  const RandomMatrix up(inter, hidden, QuantFormat::kF8E4m3B128, random);
-  const std::vector<float> x = random_floats(5 * hidden, random);
-  const std::vector<float> rows = prepared(kernels, x, hidden);
-  const std::int32_t x_rows[] = {3, 0, 4}, y_rows[] = {1, 2, 0};
-  std::vector<bf16> rounded(3 * inter);
-  std::vector<float> exact(3 * inter);
-  TileProduct p{.w = tile_matrix(gate.tiled()),
-                .up = tile_matrix(up.tiled()),
-                .x = rows.data(),
-                .x_stride = hidden,
-                .x_rows = x_rows,
-                .y = exact.data(),
-                .y_stride = inter,
-                .y_rows = y_rows,
-                .num_rows = 3,
-                .tile_end = 3};
-  kernels.tile_product(p);
-  p.y = rounded.data();
-  p.y_dtype = DType::kBf16;
-  kernels.tile_product(p);
-  for (int r = 0; r < 3; ++r) {
-    for (std::int64_t n = 0; n < inter; ++n) {
-      const float g = quant::dot_defined(gate.row_major(), n, &x[x_rows[r] * hidden]);
-      const float u = quant::dot_defined(up.row_major(), n, &x[x_rows[r] * hidden]);
-      EXPECT_EQ(exact[y_rows[r] * inter + n], quant::silu_defined(g) * u);
-      const float h = quant::silu_defined(round_to_bf16(g)) * round_to_bf16(u);
-      EXPECT_EQ(rounded[y_rows[r] * inter + n].bits, to_bf16(h).bits);
+  for (const QuantSpec& spec : kSpecs) {
+    SCOPED_TRACE(quant_spec_name(spec));
+    const RandomMatrix gate(inter, hidden, spec, random), up(inter, hidden, spec, random);
+    const std::vector<float> x = random_floats(7 * hidden, random);
+    const std::vector<float> rows = prepared(kernels, x, hidden);
+    const std::int32_t x_rows[] = {3, 0, 4, 6, 2}, y_rows[] = {1, 2, 0, 4, 3};
+    std::vector<bf16> rounded(5 * inter);
+    std::vector<float> exact(5 * inter);
+    TileProduct p{.w = tile_matrix(gate.tiled()),
+                  .up = tile_matrix(up.tiled()),
+                  .x = rows.data(),
+                  .x_stride = 264,
+                  .x_rows = x_rows,
+                  .y = exact.data(),
+                  .y_stride = inter,
+                  .y_rows = y_rows,
+                  .num_rows = 5,
+                  .tile_end = 3};
+    kernels.tile_product(p);
+    p.y = rounded.data();
+    p.y_dtype = DType::kBf16;
+    kernels.tile_product(p);
+    for (int r = 0; r < 5; ++r) {
+      for (std::int64_t n = 0; n < inter; ++n) {
+        const float g = quant::dot_defined(gate.definition(), n, &x[x_rows[r] * hidden]);
+        const float u = quant::dot_defined(up.definition(), n, &x[x_rows[r] * hidden]);
+        EXPECT_EQ(exact[y_rows[r] * inter + n], quant::silu_defined(g) * u);
+        const float h = quant::silu_defined(round_to_bf16(g)) * round_to_bf16(u);
+        EXPECT_EQ(rounded[y_rows[r] * inter + n].bits, to_bf16(h).bits);
+      }
     }
   }
 }
@@ -176,9 +181,9 @@ TEST_P(KernelsTest, ConvertRoundsToNearestEven) {
 
 TEST_P(KernelsTest, PanelHoldsTheScaledWeights) {
   std::mt19937 random(5);
-  for (const QuantFormat format : kFormats) {
+  for (const QuantSpec& spec : kSpecs) {
     for (const Shape shape : kShapes) {
-      const RandomMatrix w(shape.rows, shape.cols, format, random);
+      const RandomMatrix w(shape.rows, shape.cols, spec, random);
       const std::int64_t depth = (shape.cols + 31) / 32 * 32;
       for (std::int64_t tile = 0; tile < (shape.rows + 15) / 16; tile += 4) {
         std::vector<float> wide(shape.cols * kPanelCols, NAN);
@@ -189,14 +194,14 @@ TEST_P(KernelsTest, PanelHoldsTheScaledWeights) {
           for (int n = 0; n < kPanelCols; ++n) {
             const std::int64_t row = tile * 16 + n;
             const bool inside = row < shape.rows && k < shape.cols;
-            const float expected = inside ? quant::element_at(w.row_major(), row, k) *
-                                                quant::scale_at(w.row_major(), row, k)
+            const float expected = inside ? quant::element_at(w.definition(), row, k) *
+                                                quant::scale_at(w.definition(), row, k)
                                           : 0.0f;
             if (k < shape.cols) {
               ASSERT_EQ(wide[k * kPanelCols + n], expected);
             }
             ASSERT_EQ(narrow[(k / 2 * kPanelCols + n) * 2 + k % 2].bits, to_bf16(expected).bits)
-                << quant_format_name(format) << " " << k << "," << n;
+                << quant_spec_name(spec) << " " << k << "," << n;
           }
         }
       }

@@ -75,7 +75,7 @@ class Random {
     if (m.view.spec.has_scales()) {
       m.scales.resize(static_cast<std::size_t>((rows + 127) / 128 * ((cols + 127) / 128)));
       for (float& scale : m.scales) scale = uniform(0.001f, 0.01f);
-      m.view.scales = m.scales.data();
+      m.view.scales = reinterpret_cast<const std::byte*>(m.scales.data());
     }
     m.view.payload = m.payload.data();
     return m;
@@ -94,6 +94,9 @@ class Random {
         const int code = below(256);
         return static_cast<std::uint32_t>((code & 0x7f) == 0x7f ? 0 : code);
       }
+      case QuantFormat::kInt8:
+      case QuantFormat::kInt4:
+        CHECK(false, "integers have no row-major form");
     }
     return 0;
   }

@@ -34,7 +34,7 @@ struct Relaid {
   Relaid(const QuantView& src, std::int64_t begin, std::int64_t count) : view(src) {
     const Tile16 tile{count, src.cols, src.spec};
     payload.assign(static_cast<std::size_t>(tile.payload_bytes()), std::byte{0xa5});
-    scales.assign(static_cast<std::size_t>(tile.scale_count()), -1.0f);
+    scales.assign(static_cast<std::size_t>(tile.scale_bytes()), std::byte{0xa5});
     relay_tile16(src, begin, count, payload.data(), scales.data());
     view.payload = payload.data();
     view.scales = src.spec.has_scales() ? scales.data() : nullptr;
@@ -42,7 +42,7 @@ struct Relaid {
     view.layout = WeightLayout::kTile16;
   }
   std::vector<std::byte> payload;
-  std::vector<float> scales;
+  std::vector<std::byte> scales;
   QuantView view;
 };
 
@@ -62,7 +62,9 @@ TEST_P(Tile16Test, PadsWithZeros) {
   for (std::int64_t r = 0; r < tile.num_tiles() * kTileRows; ++r) {
     for (std::int64_t c = 0; c < tile.padded_cols(); ++c) {
       if (r < tile.rows && c < tile.cols) continue;
-      ASSERT_EQ(decode_element(tile.spec.format, tiled.payload.data() + tile.offset(r, c)), 0.0f)
+      ASSERT_EQ(decode_element(tile.spec.format, tiled.payload.data() + tile.dword_offset(r, c),
+                               c % tile.cols_per_turn()),
+                0.0f)
           << r << ", " << c;
     }
   }

@@ -89,9 +89,13 @@ float value_at(const QuantView& view, std::int64_t row, std::int64_t col) {
       return to_f32(reinterpret_cast<const bf16*>(view.payload)[i]);
     case QuantFormat::kF8E4m3B128:
       break;
+    case QuantFormat::kInt8:
+    case QuantFormat::kInt4:
+      ADD_FAILURE() << "no stored type means " << quant_format_name(view.spec.format);
   }
   const std::int64_t scale = row / 128 * ((view.cols + 127) / 128) + col / 128;
-  return quant::fp8_to_f32(std::to_integer<std::uint8_t>(view.payload[i])) * view.scales[scale];
+  return quant::fp8_to_f32(std::to_integer<std::uint8_t>(view.payload[i])) *
+         quant::decode_scale(view.spec.format, view.scales, scale);
 }
 
 class TinyCheckpoint : public ::testing::TestWithParam<std::tuple<const char*, const char*, int>> {

@@ -43,7 +43,9 @@ void store(QuantFormat format, float value, std::byte* at) {
       *at = static_cast<std::byte>(quant::f32_to_fp8(value));
       return;
     case QuantFormat::kF16:
-      CHECK(false, "F16 is not made here");
+    case QuantFormat::kInt8:
+    case QuantFormat::kInt4:
+      CHECK(false, "{} is not made here", quant_format_name(format));
   }
 }
 
@@ -90,7 +92,7 @@ Result<HostWeight> MemoryWeights::read(std::string_view name, std::int64_t rows,
   if (format == QuantFormat::kF8E4m3B128) {
     storage->scales.resize(static_cast<std::size_t>((rows + 127) / 128 * ((cols + 127) / 128)));
     for (float& scale : storage->scales) scale = spread / 448.0f * (1.0f + 0.5f * random.next());
-    weight.view.scales = storage->scales.data();
+    weight.view.scales = reinterpret_cast<const std::byte*>(storage->scales.data());
   }
   weight.owner = std::move(storage);
   return weight;

@@ -148,6 +148,9 @@ StoredType stored_type(QuantFormat format) {
       return StoredType::kBf16;
     case QuantFormat::kF8E4m3B128:
       return StoredType::kF8E4m3;
+    case QuantFormat::kInt8:
+    case QuantFormat::kInt4:
+      break;  // not published
   }
   return StoredType::kF32;
 }

@@ -82,8 +82,8 @@ __device__ float tile_dots(const QuantView& w, std::int64_t tile_idx,
                            const X* const (&inputs)[kInputs], bool aligned, float* sums) {
   const quant::Tile16 tile{w.rows, w.cols, QuantSpec{kFormat, w.spec.group}};
   constexpr int kColsPerTurn = 32 / QuantSpec{kFormat}.element_bits();
-  constexpr int kElementBytes = 4 / kColsPerTurn;
-  constexpr int kTurns = 4 / kColsPerTurn;  // turns that hold 4 columns
+  constexpr int kStepCols = kColsPerTurn > 4 ? kColsPerTurn : 4;
+  constexpr int kTurns = kStepCols / kColsPerTurn;
   const std::int64_t num_groups = tile.num_groups();
   const int at_once = groups_at_once(static_cast<int>(blockDim.x));
   const int quad = static_cast<int>(threadIdx.x) % kQuads;
@@ -100,27 +100,32 @@ __device__ float tile_dots(const QuantView& w, std::int64_t tile_idx,
       const std::int64_t end =
           begin + w.spec.group < tile.padded_cols() ? begin + w.spec.group : tile.padded_cols();
       const auto* at = reinterpret_cast<const uint4*>(
-          w.payload + tile.offset(first_row + quad * kRowsPerThread, begin));
+          w.payload + tile.dword_offset(first_row + quad * kRowsPerThread, begin));
 #pragma unroll 4
-      for (std::int64_t k = begin; k < end; k += 4, at += kTurns * kQuads) {
+      for (std::int64_t k = begin; k < end; k += kStepCols, at += kTurns * kQuads) {
         uint4 turn[kTurns];
 #pragma unroll
         for (int t = 0; t < kTurns; ++t) turn[t] = __ldg(at + t * kQuads);
-        float x[kInputs][4];
+        float x[kInputs][kStepCols / 4][4];
 #pragma unroll
-        for (int i = 0; i < kInputs; ++i) load_inputs(inputs[i], k, w.cols, aligned, x[i]);
+        for (int i = 0; i < kInputs; ++i) {
 #pragma unroll
-        for (int c = 0; c < 4; ++c) {
+          for (int q = 0; q < kStepCols / 4; ++q) {
+            load_inputs(inputs[i], k + 4 * q, w.cols, aligned, x[i][q]);
+          }
+        }
+#pragma unroll
+        for (int c = 0; c < kStepCols; ++c) {
           const uint4& words = turn[c / kColsPerTurn];
           const unsigned word[kRowsPerThread] = {words.x, words.y, words.z, words.w};
 #pragma unroll
           for (int r = 0; r < kRowsPerThread; ++r) {
-            const float value =
-                quant::decode_element(kFormat, reinterpret_cast<const std::byte*>(&word[r]) +
-                                                   c % kColsPerTurn * kElementBytes);
+            const float value = quant::decode_element(
+                kFormat, reinterpret_cast<const std::byte*>(&word[r]), c % kColsPerTurn);
 #pragma unroll
             for (int i = 0; i < kInputs; ++i) {
-              partial[i][r][c] = quant::fma_defined(value, x[i][c], partial[i][r][c]);
+              partial[i][r][c % 4] =
+                  quant::fma_defined(value, x[i][c / 4][c % 4], partial[i][r][c % 4]);
             }
           }
         }
@@ -139,7 +144,11 @@ __device__ float tile_dots(const QuantView& w, std::int64_t tile_idx,
     // 2. The groups in order.
     if (spot.input < kInputs) {
       for (std::int64_t g = first; g < num_groups && g < first + at_once; ++g) {
-        const float scale = w.spec.has_scales() ? w.scales[tile_idx * num_groups + g] : 1.0f;
+        float scale = 1.0f;
+        if constexpr (QuantSpec{kFormat}.has_scales()) {
+          scale = quant::decode_scale(kFormat, w.scales,
+                                      tile.scale_index(first_row + spot.row, g * w.spec.group));
+        }
         acc = quant::fma_defined(
             sums[(spot.input * at_once + (g - first)) * quant::kTileRows + spot.row], scale, acc);
       }
@@ -168,13 +177,17 @@ void for_format_and_input(QuantFormat format, DType input, F&& f) {
       return with_input(std::integral_constant<QuantFormat, QuantFormat::kBf16>{});
     case QuantFormat::kF8E4m3B128:
       return with_input(std::integral_constant<QuantFormat, QuantFormat::kF8E4m3B128>{});
+    case QuantFormat::kInt8:
+      return with_input(std::integral_constant<QuantFormat, QuantFormat::kInt8>{});
+    case QuantFormat::kInt4:
+      return with_input(std::integral_constant<QuantFormat, QuantFormat::kInt4>{});
   }
 }
 
 // A weight that tile_dots() can read.
 inline void check_tiled(const QuantView& w, const char* what) {
   CHECK(w.layout == WeightLayout::kTile16 && w.device != kHost, "{}: not tile16 on a device", what);
-  CHECK(w.spec.group > 0 && w.spec.group % 4 == 0, "{}: groups of {}", what, w.spec.group);
+  CHECK(w.spec.group > 0 && w.spec.group % 8 == 0, "{}: groups of {}", what, w.spec.group);
   CHECK(reinterpret_cast<std::uintptr_t>(w.payload) % 16 == 0, "{}: payload not aligned", what);
   CHECK(!w.spec.has_scales() || w.scales != nullptr, "{}: no scales", what);
 }
