@@ -8,7 +8,7 @@
 // rolling waves: the slots of experts that have been computed (ExpertSet::retire_taken) go to the
 // next ones.
 //
-// The driver thread owns it; check() alone is called by workers. Nothing blocks but wait(). After
+// The driver thread owns it; guards alone are checked by workers. Nothing blocks but wait(). After
 // construction the path of a token allocates nothing; errors and notices do.
 //
 // A set may be released at any time, provided that whoever was given its parts is done with them.
@@ -27,73 +27,157 @@
 #include "core/interface/expert_source.h"
 #include "core/interface/slot_arena.h"
 #include "core/model/model_config.h"
+#include "prefetch/demand_progress.h"
 #include "prefetch/expert_cache.h"
-#include "prefetch/prefetcher.h"
-#include "prefetch/usage_history.h"
+#include "prefetch/expert_shapes.h"
+#include "prefetch/slot_loader.h"
 
 namespace stoker {
 
-// A layer with routed experts, as the manager needs to know it.
-struct ExpertLayer {
-  int layer = 0;  // index into the layer table
-  int num_experts = 0;
-  int top_k = 0;
-};
-// The main MoE layers of a model, ascending.
+// The main layers of a model that have routed experts, ascending.
 std::vector<ExpertLayer> expert_layers(const ModelConfig& config);
 
 struct ExpertManagerOptions {
   std::string_view policy = "lru";  // eviction_policy_names()
-  PrefetchOptions prefetch;
-  DeviceId device = kHost;  // where the arena's memory is
+  DeviceId device = kHost;          // where the arena's memory is
 };
 
 class ExpertManager final : public ExpertProvider {
  public:
-  // What is given by reference outlives the manager. `source`, `reader` and `arena` may model bytes
+  // What is given by reference outlives the manager, and the arena outlives the reader, whose reads
+  // may still be under way when the manager goes. `source`, `reader` and `arena` may model bytes
   // rather than hold them: addresses are handed on and never read, and an arena may give null for
-  // every slot. Refused, with the numbers, when the arena has fewer slots than a token needs in one
-  // layer, or its slots are smaller than an expert.
+  // every slot. The reader belongs to this manager alone. Refused, with the numbers, when the arena
+  // has fewer slots than a token needs in one layer, or its slots are smaller than an expert.
   static Result<std::unique_ptr<ExpertManager>> create(std::span<const ExpertLayer> layers,
                                                        const ExpertSource& source,
                                                        ExpertReader& reader, const SlotArena& arena,
                                                        const Clock& clock,
                                                        const ExpertManagerOptions& options);
-  // Waits for the reads under way.
   ~ExpertManager() override;
 
-  // ExpertProvider. demand() fails only after the arena has failed and left no slot.
+  // ExpertProvider. demand() does not fail: what goes wrong is the set's status().
   Result<ExpertSetPtr> demand(int layer, std::span<const ExpertUse> uses) override;
-  int num_ranked_guesses() const override;
   void hint(const LookAhead& guesses) override;
   void wait(std::chrono::microseconds timeout) override;
   LayerCounters counters(int layer) const override;
 
-  // Takes in what has landed and keeps background reads going. demand(), take_ready() and hint() do
-  // it too; call it now and then while no step runs, so that warm-up goes on.
+  // Takes in what has landed and keeps reads going. demand() and take_ready() do it too; call it
+  // now and then while no step runs.
   void pump();
-  // True while reads are under way or background reads are still to be made.
-  bool busy() const;
-  // Experts worth having resident, best first: they are read into free slots when the drive is
-  // idle. Replaces an earlier list.
-  void warm_up(std::span<const ExpertId> experts);
 
   // Sentences for the log that came up since the last call: too few slots for a token's cycle, a
   // block repaired from another copy.
   std::vector<std::string> take_notices();
 
-  const ExpertCache& cache() const;
-  const Prefetcher& prefetcher() const;
-  const UsageHistory& usage() const;
-  UsageHistory& usage();
-  // Bytes read by guess into slots where they still wait for their first use. What was read is
-  // demand_bytes + prefetch_used_bytes + prefetch_wasted_bytes over all layers, plus this.
+  const ExpertCache& cache() const { return cache_; }
+  // All that was read and landed: demand_bytes + prefetch_used_bytes + prefetch_wasted_bytes over
+  // all layers, plus prefetched_unused_bytes().
+  std::int64_t bytes_read() const { return loader_.bytes_read(); }
+  // Bytes read by guess into slots where they still wait for their first use.
   std::int64_t prefetched_unused_bytes() const;
 
  private:
-  class Impl;
-  explicit ExpertManager(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+  // What a slot is busy with, beside holding an expert.
+  enum class Errand : std::uint8_t {
+    kNone,
+    kDemand,    // an expert of the open set
+    kDraining,  // given up; waits for its reads to come back
+  };
+  struct SlotState {
+    Errand errand = Errand::kNone;
+    int use = 0;                     // kDemand: of the open set
+    int layer = 0;                   // of the expert it was assigned to last
+    bool demanded = false;           // since then
+    std::int64_t guessed_bytes = 0;  // landed before its expert was demanded
+    ExpertLease lease;               // kDraining: a resident expert with a block on its way again
+  };
+
+  // A use of the open set.
+  struct Use {
+    enum class Phase : std::uint8_t { kWaiting, kReading, kLeased, kRetired };
+    Phase phase = Phase::kWaiting;
+    SlotIdx slot = 0;
+    ExpertLease lease;
+    Standing standing = Standing::kUsed;  // that its lease ends with
+    bool brought = false;                 // by this demand
+  };
+
+  class Set final : public ExpertSet {
+   public:
+    explicit Set(ExpertManager& manager) : manager_(manager) {}
+    std::size_t take_ready(std::span<ExpertPart> out) override { return manager_.take_ready(out); }
+    bool exhausted() const override { return manager_.exhausted(); }
+    bool waits_for_slots() const override { return manager_.waits_for_slots(); }
+    void retire_taken() override { manager_.retire_taken(); }
+    Status status() const override { return manager_.set_status(); }
+
+   private:
+    void release() override { manager_.release_set(); }
+    ExpertManager& manager_;
+  };
+
+  ExpertManager(ExpertShapes shapes, const ExpertSource& source, ExpertReader& reader,
+                const SlotArena& arena, const Clock& clock, const ExpertManagerOptions& options,
+                std::unique_ptr<EvictionPolicy> policy);
+
+  // The open set.
+  std::size_t take_ready(std::span<ExpertPart> out);
+  bool exhausted() const;
+  bool waits_for_slots() const;
+  void retire_taken();
+  Status set_status() const;
+  void release_set();
+
+  void rank_uses();
+  void take_over(int use, SlotIdx slot);
+  void count_as_demanded(SlotIdx slot);
+  void admit();
+  bool admit(int use);
+  bool may_evict_for(int use);
+  int layer_share() const;
+  void commit_if_landed(int use);
+  void pass(int use, int block);
+  void retire(int use);
+  int num_held() const;
+  void felt_wait(bool standing_still);
+
+  void on_event(const BlockEvent& event);
+  void on_landed(const BlockEvent& event);
+  void assign(SlotIdx slot, ExpertId id);
+  void count_as_wasted(SlotIdx slot);
+  void drain(SlotIdx slot);
+  void settle(SlotIdx slot);
+
+  ExpertId id_of(int use) const { return {layer_, uses_[static_cast<std::size_t>(use)].expert}; }
+  SlotState& state(SlotIdx slot) { return slots_[static_cast<std::size_t>(slot)]; }
+  LayerCounters& count(int layer) { return counters_[static_cast<std::size_t>(layer)]; }
+
+  ExpertShapes shapes_;
+  ExpertReader& reader_;
+  const SlotArena& arena_;
+  const Clock& clock_;
+  ExpertGrid grid_;
+  ExpertCache cache_;
+  SlotLoader loader_;
+  std::vector<SlotState> slots_;
+  std::vector<LayerCounters> counters_;  // by layer; retries are the loader's
+  std::vector<std::string> notices_;
+
+  // The open set. `uses_` is the caller's.
+  Set set_{*this};
+  bool open_ = false;
+  int layer_ = 0;
+  std::span<const ExpertUse> uses_;
+  DemandProgress progress_;
+  std::vector<Use> use_states_;
+  std::vector<int> waiting_;  // uses without a slot, the next one last
+  int wave_ = 0;              // a later wave is read after an earlier one
+  int num_retirable_ = 0;     // leased uses whose parts have all been taken and have passed
+  int num_passers_ = 0;       // uses that hold a slot and go to the cold end
+  std::optional<Error> error_;
+  std::optional<std::int64_t> still_since_us_;
+  std::vector<int> by_rows_;  // scratch of rank_uses()
 };
 
 }  // namespace stoker

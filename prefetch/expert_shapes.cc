@@ -15,6 +15,7 @@ ExpertShapes::ExpertShapes(std::span<const ExpertLayer> layers, const ExpertSour
           "layer {} with {} experts, {} per token, after layer {}", spec.layer, spec.num_experts,
           spec.top_k, num_layers() - 1);
     layers_.resize(static_cast<std::size_t>(spec.layer) + 1);
+    ++num_moe_layers_;
     Layer& layer = layers_.back();
     layer.num_experts = spec.num_experts;
     layer.top_k = spec.top_k;

@@ -46,6 +46,7 @@ class ExpertShapes {
   int num_layers() const {
     return static_cast<int>(layers_.size());
   }  // up to the last with experts
+  int num_moe_layers() const { return num_moe_layers_; }
   int max_blocks() const { return max_blocks_; }
   int max_experts() const { return max_experts_; }
   int max_top_k() const { return max_top_k_; }
@@ -53,6 +54,7 @@ class ExpertShapes {
 
  private:
   std::vector<Layer> layers_;  // by layer index
+  int num_moe_layers_ = 0;
   int max_blocks_ = 0, max_experts_ = 0, max_top_k_ = 0;
   std::int64_t max_expert_bytes_ = 0;
 };

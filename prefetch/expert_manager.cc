@@ -1,0 +1,434 @@
+#include "prefetch/expert_manager.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace stoker {
+namespace {
+
+// A demand of more experts than this many tokens could ask for alone is a sweep: most of them are
+// passers-by that should not displace what decode keeps coming back to.
+constexpr int kSweepTokens = 4;
+
+}  // namespace
+
+std::vector<ExpertLayer> expert_layers(const ModelConfig& config) {
+  std::vector<ExpertLayer> layers;
+  for (const LayerSpec& spec : config.layers()) {
+    if (spec.role == LayerRole::kMain && spec.ffn == FfnKind::kMoe)
+      layers.push_back({spec.index, spec.router.num_experts, spec.router.top_k});
+  }
+  return layers;
+}
+
+// ---- Construction.
+
+Result<std::unique_ptr<ExpertManager>> ExpertManager::create(
+    std::span<const ExpertLayer> layers, const ExpertSource& source, ExpertReader& reader,
+    const SlotArena& arena, const Clock& clock, const ExpertManagerOptions& options) {
+  ExpertShapes shapes(layers, source, options.device);
+  const int num_slots = arena.num_slots();
+  CHECK(num_slots == 0 || arena.slot_bytes() >= shapes.max_expert_bytes(),
+        "slots of {} bytes for experts of {}", arena.slot_bytes(), shapes.max_expert_bytes());
+  if (num_slots < shapes.max_top_k()) {
+    return make_error(
+        ErrorCode::kResource,
+        "room for {} experts, and a token needs {} of {:.1f} MiB in every layer at once: give the "
+        "experts at least {:.1f} MiB (--ram)",
+        num_slots, shapes.max_top_k(), static_cast<double>(shapes.max_expert_bytes()) / 0x1p20,
+        static_cast<double>(shapes.max_expert_bytes() * shapes.max_top_k()) / 0x1p20);
+  }
+  const ExpertGrid grid{shapes.num_layers(), shapes.max_experts()};
+  ASSIGN_OR_RETURN(auto policy, make_eviction_policy(options.policy, grid, num_slots));
+  auto manager = std::unique_ptr<ExpertManager>(new ExpertManager(
+      std::move(shapes), source, reader, arena, clock, options, std::move(policy)));
+  int cycle = 0;
+  for (const ExpertLayer& layer : layers) cycle += layer.top_k;
+  if (num_slots < cycle) {
+    manager->notices_.push_back(fmt::format(
+        "room for {} experts, and one token uses {} over all layers: few will still be there for "
+        "the next token",
+        num_slots, cycle));
+  }
+  return manager;
+}
+
+ExpertManager::ExpertManager(ExpertShapes shapes, const ExpertSource& source, ExpertReader& reader,
+                             const SlotArena& arena, const Clock& clock,
+                             const ExpertManagerOptions& options,
+                             std::unique_ptr<EvictionPolicy> policy)
+    : shapes_(std::move(shapes)),
+      reader_(reader),
+      arena_(arena),
+      clock_(clock),
+      grid_{shapes_.num_layers(), shapes_.max_experts()},
+      cache_(grid_, arena.num_slots(), std::move(policy)),
+      loader_(shapes_, source, reader, arena, options.device),
+      slots_(static_cast<std::size_t>(arena.num_slots())),
+      counters_(static_cast<std::size_t>(shapes_.num_layers())),
+      progress_(shapes_.max_experts(), shapes_.max_blocks()),
+      use_states_(static_cast<std::size_t>(shapes_.max_experts())) {
+  waiting_.reserve(use_states_.size());
+  by_rows_.reserve(use_states_.size());
+}
+
+ExpertManager::~ExpertManager() { CHECK(!open_, "a set outlives its provider"); }
+
+// ---- A demand.
+
+Result<ExpertSetPtr> ExpertManager::demand(int layer, std::span<const ExpertUse> uses) {
+  CHECK(!open_, "a set of layer {} is open", layer_);
+  const ExpertShapes::Layer& shape = shapes_.layer(layer);
+  pump();
+  open_ = true;
+  layer_ = layer;
+  uses_ = uses;
+  error_.reset();
+  wave_ = 0;
+  num_retirable_ = 0;
+  num_passers_ = 0;
+  waiting_.clear();
+  progress_.open(static_cast<int>(uses.size()), shape);
+  cache_.begin_turn(layer);
+  rank_uses();
+  // 1. What is there is leased before anything is evicted for the rest.
+  for (const int use : by_rows_) {
+    Use& u = use_states_[static_cast<std::size_t>(use)];
+    u.phase = Use::Phase::kWaiting;
+    u.brought = false;
+    const std::optional<SlotIdx> slot = cache_.slot_of(id_of(use));
+    if (!slot) continue;
+    ++(loader_.all_landed(*slot) ? count(layer).hit : count(layer).late);
+    take_over(use, *slot);
+  }
+  // 2. The rest is read, into as many slots as there are.
+  for (auto use = by_rows_.rbegin(); use != by_rows_.rend(); ++use) {
+    if (use_states_[static_cast<std::size_t>(*use)].phase == Use::Phase::kWaiting)
+      waiting_.push_back(*use);
+  }
+  count(layer).miss += static_cast<std::int64_t>(waiting_.size());
+  admit();
+  loader_.submit();
+  return ExpertSetPtr(&set_);
+}
+
+// The order in which uses get slots and reads: those with most rows first, because they take the
+// longest to compute. And what their leases will be worth: of a sweep only the hottest stay, as
+// many as are a layer's share of the slots; the others go first, or back to where they were.
+void ExpertManager::rank_uses() {
+  by_rows_.clear();
+  for (int use = 0; use < static_cast<int>(uses_.size()); ++use) {
+    CHECK(use == 0 || id_of(use - 1) < id_of(use), "uses {} and {} are not ascending", use - 1,
+          use);
+    by_rows_.push_back(use);
+  }
+  std::sort(by_rows_.begin(), by_rows_.end(), [&](int a, int b) {
+    const std::size_t rows_a = uses_[static_cast<std::size_t>(a)].rows.size();
+    const std::size_t rows_b = uses_[static_cast<std::size_t>(b)].rows.size();
+    return rows_a != rows_b ? rows_a > rows_b : a < b;
+  });
+  const int top_k = shapes_.layer(layer_).top_k;
+  const bool sweep = static_cast<int>(uses_.size()) > kSweepTokens * top_k;
+  for (int rank = 0; rank < static_cast<int>(by_rows_.size()); ++rank) {
+    const int use = by_rows_[static_cast<std::size_t>(rank)];
+    Standing& standing = use_states_[static_cast<std::size_t>(use)].standing;
+    standing = Standing::kUsed;
+    if (!sweep || rank < layer_share()) continue;
+    const std::optional<SlotIdx> slot = cache_.slot_of(id_of(use));
+    const bool was_used = slot && cache_.resident(id_of(use)) && state(*slot).demanded;
+    standing = was_used ? Standing::kKept : Standing::kCold;
+  }
+}
+
+// An expert that is there or on its way, for whatever reason, becomes this demand's.
+void ExpertManager::take_over(int use, SlotIdx slot) {
+  Use& u = use_states_[static_cast<std::size_t>(use)];
+  SlotState& s = state(slot);
+  u.slot = slot;
+  if (cache_.resident(id_of(use))) {
+    u.phase = Use::Phase::kLeased;
+    u.lease = std::move(cache_.lease(id_of(use)).value());
+    s.lease.release(Standing::kKept);  // of an earlier demand that was given up
+  } else {
+    u.phase = Use::Phase::kReading;
+  }
+  s.errand = Errand::kDemand;
+  s.use = use;
+  count_as_demanded(slot);
+  loader_.fetch(slot, ReadClass::kDemand, 0.0f, -1.0f);  // also what turns out bad from now on
+  for (int block = 0; block < shapes_.layer(layer_).num_blocks(); ++block) {
+    if (loader_.usable(slot, block)) progress_.landed(use, block);
+  }
+  commit_if_landed(use);
+}
+
+void ExpertManager::count_as_demanded(SlotIdx slot) {
+  SlotState& s = state(slot);
+  s.demanded = true;
+  count(layer_).prefetch_used_bytes += std::exchange(s.guessed_bytes, 0);
+}
+
+// Gives slots to waiting uses, while there are any.
+void ExpertManager::admit() {
+  if (waiting_.empty()) return;
+  bool admitted = false;
+  while (!waiting_.empty() && admit(waiting_.back())) {
+    waiting_.pop_back();
+    admitted = true;
+  }
+  if (admitted) ++wave_;
+}
+
+bool ExpertManager::admit(int use) {
+  Use& u = use_states_[static_cast<std::size_t>(use)];
+  const auto slot =
+      may_evict_for(use) ? cache_.reserve(id_of(use)) : cache_.reserve_free(id_of(use));
+  if (!slot) return false;
+  if (u.standing == Standing::kCold) ++num_passers_;
+  assign(*slot, id_of(use));
+  u.phase = Use::Phase::kReading;
+  u.slot = *slot;
+  u.brought = true;
+  SlotState& s = state(*slot);
+  s.errand = Errand::kDemand;
+  s.use = use;
+  s.demanded = true;
+  const auto first = static_cast<float>(-2 * wave_);
+  loader_.fetch(*slot, ReadClass::kDemand, first, first - 1.0f);
+  return true;
+}
+
+bool ExpertManager::may_evict_for(int use) {
+  if (uses_[static_cast<std::size_t>(use)].draft) return false;
+  if (use_states_[static_cast<std::size_t>(use)].standing != Standing::kCold) return true;
+  // A sweep's passers-by take turns in a part of the layer's share, and in what is cold anyway.
+  if (num_passers_ < std::max(shapes_.layer(layer_).top_k, layer_share() / 4)) return true;
+  const std::optional<SlotIdx> victim = cache_.victim();
+  return victim && cache_.standing(*victim) == Standing::kCold;
+}
+
+int ExpertManager::layer_share() const {
+  return std::max(shapes_.layer(layer_).top_k, cache_.num_slots() / shapes_.num_moe_layers());
+}
+
+// Once all of an expert has landed it is resident; its blocks may still have to be checked.
+void ExpertManager::commit_if_landed(int use) {
+  Use& u = use_states_[static_cast<std::size_t>(use)];
+  if (u.phase != Use::Phase::kReading || !loader_.all_landed(u.slot)) return;
+  u.phase = Use::Phase::kLeased;
+  u.lease = cache_.commit_leased(u.slot);
+}
+
+std::size_t ExpertManager::take_ready(std::span<ExpertPart> out) {
+  pump();
+  std::size_t taken = 0;
+  while (taken < out.size()) {
+    const std::optional<DemandProgress::Place> place = progress_.take();
+    if (!place) break;
+    ExpertPart& part = out[taken++];
+    part = loader_.lend(use_states_[static_cast<std::size_t>(place->use)].slot, place->block);
+    part.use = place->use;
+    if (part.guard == nullptr) pass(place->use, place->block);
+  }
+  felt_wait(taken == 0 && !out.empty() && !error_ && !exhausted() && !waits_for_slots() &&
+            !loader_.awaits_checks());
+  return taken;
+}
+
+void ExpertManager::pass(int use, int block) {
+  progress_.passed(use, block);
+  if (progress_.done(use)) ++num_retirable_;
+}
+
+bool ExpertManager::exhausted() const { return progress_.all_taken() && loader_.all_checks_good(); }
+
+bool ExpertManager::waits_for_slots() const {
+  return !waiting_.empty() && !progress_.any_ready() && num_retirable_ > 0;
+}
+
+void ExpertManager::retire_taken() {
+  if (num_retirable_ == 0) return;
+  for (int use = 0; use < static_cast<int>(uses_.size()); ++use) {
+    if (progress_.done(use) &&
+        use_states_[static_cast<std::size_t>(use)].phase == Use::Phase::kLeased)
+      retire(use);
+  }
+  num_retirable_ = 0;
+  admit();
+  loader_.submit();
+}
+
+void ExpertManager::retire(int use) {
+  Use& u = use_states_[static_cast<std::size_t>(use)];
+  u.phase = Use::Phase::kRetired;
+  state(u.slot).errand = Errand::kNone;
+  u.lease.release(u.standing);
+  if (u.brought && u.standing == Standing::kCold) --num_passers_;
+  // A draft takes nobody's slot, so its own experts hand theirs on.
+  if (u.brought && uses_[static_cast<std::size_t>(use)].draft &&
+      cache_.num_free() < static_cast<int>(waiting_.size())) {
+    cache_.evict(u.slot);
+  }
+}
+
+Status ExpertManager::set_status() const {
+  if (error_) return *error_;
+  if (waiting_.empty()) return {};
+  const bool growing = cache_.num_usable() < cache_.num_slots();
+  if (growing && cache_.num_usable() == 0) return arena_.status();
+  // A draft may not evict: where nothing is free or will be, it cannot be served.
+  const bool may_get_one = cache_.num_free() > 0 || cache_.num_in_flight() > 0 || num_held() > 0 ||
+                           (growing && arena_.status().ok());
+  if (uses_[static_cast<std::size_t>(waiting_.back())].draft && !may_get_one)
+    return Error(ErrorCode::kResource, "no slot is free for the experts of a draft");
+  return {};
+}
+
+int ExpertManager::num_held() const {
+  return static_cast<int>(std::count_if(
+      use_states_.begin(), use_states_.begin() + static_cast<std::ptrdiff_t>(uses_.size()),
+      [](const Use& use) {
+        return use.phase == Use::Phase::kReading || use.phase == Use::Phase::kLeased;
+      }));
+}
+
+// Time stands still from the first take_ready() that gives nothing to the next that does, while
+// nobody computes.
+void ExpertManager::felt_wait(bool standing_still) {
+  if (standing_still == still_since_us_.has_value()) return;
+  const std::int64_t now_us = clock_.now_us();
+  if (standing_still) {
+    still_since_us_ = now_us;
+  } else {
+    count(layer_).felt_wait_us += now_us - *still_since_us_;
+    still_since_us_.reset();
+  }
+}
+
+void ExpertManager::release_set() {
+  CHECK(open_, "a set is released twice");
+  felt_wait(false);
+  loader_.take_back_lent();
+  for (int use = 0; use < static_cast<int>(uses_.size()); ++use) {
+    Use& u = use_states_[static_cast<std::size_t>(use)];
+    if (u.phase == Use::Phase::kLeased && loader_.all_landed(u.slot)) {
+      retire(use);
+    } else if (u.phase == Use::Phase::kLeased || u.phase == Use::Phase::kReading) {
+      state(u.slot).lease = std::move(u.lease);
+      drain(u.slot);
+    }
+  }
+  waiting_.clear();
+  uses_ = {};
+  open_ = false;
+  pump();
+}
+
+// ---- Slots and reads.
+
+void ExpertManager::pump() {
+  cache_.grow(arena_.num_usable());
+  loader_.poll([this](const BlockEvent& event) { on_event(event); });
+  admit();
+  loader_.submit();
+}
+
+void ExpertManager::on_event(const BlockEvent& event) {
+  const SlotState& s = state(event.slot);
+  switch (event.kind) {
+    case BlockEvent::Kind::kLanded:
+      on_landed(event);
+      break;
+    case BlockEvent::Kind::kReturned:
+      break;
+    case BlockEvent::Kind::kChecked:
+      pass(s.use, event.block);
+      break;
+    case BlockEvent::Kind::kAgain:
+      progress_.failed(s.use, event.block);
+      break;
+    case BlockEvent::Kind::kUnreadable:
+      if (s.errand == Errand::kDemand && !error_)
+        error_ = loader_.story_of(event.slot, event.block).error();
+      break;
+  }
+  if (s.errand == Errand::kDraining && loader_.quiet(event.slot)) settle(event.slot);
+}
+
+void ExpertManager::on_landed(const BlockEvent& event) {
+  SlotState& s = state(event.slot);
+  const ExpertId id = *cache_.expert_in(event.slot);
+  const std::int64_t bytes =
+      shapes_.layer(id.layer).blocks[static_cast<std::size_t>(event.block)].bytes;
+  (s.demanded ? count(id.layer).demand_bytes : s.guessed_bytes) += bytes;
+  if (s.errand != Errand::kDemand) return;
+  progress_.landed(s.use, event.block);
+  commit_if_landed(s.use);
+}
+
+// A slot that was reserved for `id`: whoever sat there has gone.
+void ExpertManager::assign(SlotIdx slot, ExpertId id) {
+  SlotState& s = state(slot);
+  CHECK(s.errand == Errand::kNone, "slot {} is busy", slot);
+  count_as_wasted(slot);
+  s.demanded = false;
+  s.layer = id.layer;
+  loader_.assign(slot, id);
+}
+
+void ExpertManager::count_as_wasted(SlotIdx slot) {
+  SlotState& s = state(slot);
+  count(s.layer).prefetch_wasted_bytes += std::exchange(s.guessed_bytes, 0);
+}
+
+// Gives up what is on its way to a slot.
+void ExpertManager::drain(SlotIdx slot) {
+  state(slot).errand = Errand::kDraining;
+  loader_.cancel(slot);
+  if (loader_.quiet(slot)) settle(slot);
+}
+
+// No read of a given-up slot is under way any more: its expert is there, or it is not.
+void ExpertManager::settle(SlotIdx slot) {
+  SlotState& s = state(slot);
+  s.errand = Errand::kNone;
+  const bool complete = loader_.all_landed(slot);
+  if (s.lease) {
+    s.lease.release(Standing::kUsed);
+    if (!complete) cache_.evict(slot);
+  } else if (complete) {
+    cache_.commit(slot, s.demanded ? Standing::kUsed : Standing::kCold);
+  } else {
+    count_as_wasted(slot);
+    cache_.abandon(slot);
+  }
+}
+
+// ---- What others ask.
+
+void ExpertManager::hint(const LookAhead& /*guesses*/) {}
+
+void ExpertManager::wait(std::chrono::microseconds timeout) { reader_.wait(timeout); }
+
+LayerCounters ExpertManager::counters(int layer) const {
+  if (!shapes_.has_experts(layer)) return {};
+  LayerCounters result = counters_[static_cast<std::size_t>(layer)];
+  const RetryCounts retries = loader_.retries(layer);
+  result.retried_blocks = retries.retried;
+  result.repaired_blocks = retries.repaired;
+  return result;
+}
+
+std::vector<std::string> ExpertManager::take_notices() {
+  std::vector<std::string> notices = std::exchange(notices_, {});
+  for (std::string& notice : loader_.take_notices()) notices.push_back(std::move(notice));
+  return notices;
+}
+
+std::int64_t ExpertManager::prefetched_unused_bytes() const {
+  std::int64_t bytes = 0;
+  for (const SlotState& slot : slots_) bytes += slot.guessed_bytes;
+  return bytes;
+}
+
+}  // namespace stoker
