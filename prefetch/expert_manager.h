@@ -75,6 +75,9 @@ class ExpertManager final : public ExpertProvider {
   // Whether warm-up has more to read and the room for it, or is reading.
   bool warming_up() const;
 
+  // Turns fetching ahead on or off while running; what is under way goes on.
+  void set_prefetch(bool enabled) { prefetcher_.set_enabled(enabled); }
+
   // Sentences for the log that came up since the last call: too few slots for a token's cycle, a
   // block repaired from another copy.
   std::vector<std::string> take_notices();

@@ -41,6 +41,7 @@ class Prefetcher {
 
   Prefetcher(const ExpertShapes& shapes, ExpertGrid grid, const PrefetchOptions& options);
 
+  void set_enabled(bool enabled) { options_.enabled = enabled; }
   // Whether wishes are to be had now.
   bool fetching() const { return options_.enabled && (!options_.adaptive || switch_.on()); }
   // Guesses per row worth computing.

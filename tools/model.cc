@@ -9,9 +9,11 @@
 #include <utility>
 #include <vector>
 
+#include "core/base/file.h"
 #include "cpu/machine_info.h"
 #include "prefetch/modelled_reader.h"
 #include "storage/block_reader.h"
+#include "storage/checksum.h"
 #include "storage/open_model.h"
 #include "storage/slot_arena.h"
 #include "tools/backend_choice.h"
@@ -134,6 +136,15 @@ Status fill_with_experts(const LoadedModel& model, std::span<const ExpertLayer> 
   return {};
 }
 
+// Tells models apart by what they are and where they lie.
+Result<std::string> model_id(const std::filesystem::path& directory) {
+  constexpr std::size_t kMaxConfigBytes = std::size_t{16} << 20;
+  ASSIGN_OR_RETURN(std::string text, read_small_file(directory / "config.json", kMaxConfigBytes));
+  std::error_code ignored;
+  text += std::filesystem::canonical(directory, ignored).string();
+  return storage::hex(storage::hash128(text));
+}
+
 // The paging half of a model: memory, reader, and the manager that joins them. The I/O threads and
 // the arena's are made here, before the Team pins the calling thread.
 Result<std::unique_ptr<ExpertManager>> make_experts(LoadedModel& model, const ModelConfig& config,
@@ -167,6 +178,7 @@ Result<std::unique_ptr<ExpertManager>> make_experts(LoadedModel& model, const Mo
     model.reader = std::move(reader);
   }
   ExpertManagerOptions options;
+  options.prefetch.enabled = flags.prefetch == "on";
   return ExpertManager::create(layers, *source, *model.reader, *model.arena, *model.clock, options);
 }
 
@@ -229,6 +241,10 @@ Result<LoadedModel> load_model(const ModelFlags& flags, LoadOptions wanted) {
   if (provider == nullptr) provider = std::make_unique<NoExperts>();
   ASSIGN_OR_RETURN(model.runner, Runner::create(model.engine, std::move(provider), options));
   model.record->attach(*model.runner);
+  if (model.experts != nullptr && wanted.modelled_drive_bytes_per_second == 0) {
+    ASSIGN_OR_RETURN(const std::string id, model_id(model.directory));
+    model.record->keep_usage(*model.experts, expert_layers(config), id);
+  }
   model.load_seconds = seconds_since(*model.clock, start_us);
   return model;
 }

@@ -4,7 +4,12 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <set>
 #include <string>
+#include <vector>
+
+#include "core/base/file.h"
+#include "storage/write_file.h"
 
 namespace stoker::tools {
 namespace {
@@ -38,6 +43,11 @@ RunRecord::~RunRecord() {
                  trace_file_.string(), recorder_->num_dropped());
     }
   }
+  if (experts_ != nullptr && !usage_file_.empty()) {
+    std::error_code ignored;
+    std::filesystem::create_directories(usage_file_.parent_path(), ignored);
+    (void)storage::write_text_file(usage_file_, experts_->usage().to_text(model_id_));
+  }
 }
 
 void RunRecord::attach(Runner& runner) {
@@ -45,9 +55,28 @@ void RunRecord::attach(Runner& runner) {
   if (recorder_ != nullptr) runner.set_hooks(recorder_.get());
 }
 
-void RunRecord::keep_usage(ExpertManager& experts, std::filesystem::path file) {
+void RunRecord::keep_usage(ExpertManager& experts, std::span<const ExpertLayer> layers,
+                           const std::string& model_id) {
   experts_ = &experts;
-  usage_file_ = std::move(file);
+  usage_file_ = usage_file(model_id);
+  model_id_ = model_id;
+  UsageHistory& usage = experts.usage();
+  constexpr std::size_t kMaxBytes = std::size_t{64} << 20;
+  if (!usage_file_.empty()) {
+    const Result<std::string> text = read_small_file(usage_file_, kMaxBytes);
+    if (text.ok()) (void)usage.from_text(*text, model_id);
+  }
+  std::vector<ExpertId> wanted = usage.most_used();
+  const std::set<ExpertId> seen(wanted.begin(), wanted.end());
+  int num_experts = 0;
+  for (const ExpertLayer& layer : layers) num_experts += layer.num_experts;
+  if (experts.cache().num_slots() < num_experts) layers = {};
+  for (const ExpertLayer& layer : layers) {
+    for (int expert = 0; expert < layer.num_experts; ++expert) {
+      if (!seen.contains({layer.layer, expert})) wanted.push_back({layer.layer, expert});
+    }
+  }
+  experts.warm_up(std::move(wanted));
 }
 
 std::filesystem::path usage_file(const std::string& model_id) {

@@ -27,9 +27,11 @@ class RunRecord {
 
   // Hears of every step of `runner` from now on.
   void attach(Runner& runner);
-  // The usage of `experts`' experts is read from `file` now and written there in the end. That is a
-  // convenience: nothing is said if it fails.
-  void keep_usage(ExpertManager& experts, std::filesystem::path file);
+  // The usage of a model's experts in earlier runs is read now, and the most used are warmed up
+  // (with room for all, all of them); what this run adds is written in the end. A convenience: nothing is
+  // said if it fails. `model_id` is a hash.
+  void keep_usage(ExpertManager& experts, std::span<const ExpertLayer> layers,
+                  const std::string& model_id);
 
   // Null without --record-trace. Steps with hooks of their own must hear of it through them.
   StepHooks* recorder() { return recorder_.get(); }
@@ -40,6 +42,7 @@ class RunRecord {
   std::unique_ptr<StatsFile> stats_;
   std::unique_ptr<TraceRecorder> recorder_;
   std::filesystem::path trace_file_, usage_file_;
+  std::string model_id_;
   ExpertManager* experts_ = nullptr;
 };
 
