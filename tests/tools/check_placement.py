@@ -57,12 +57,11 @@ class Form:
             shutil.copy(self.model / "experts-000.safetensors", copy)
             self.two = two
             self.directories |= {"two": f"{two},{second}", "mirror": f"{self.model},{copy}"}
-        slots = json.loads(stoker(program, "inspect", self.model, "--json"))["slots"]
-        self.ram = {
-            "fewest": slots["fewest"] * slots["slot_bytes"],
-            "some": (slots["fewest"] + slots["experts"]) // 2 * slots["slot_bytes"],
-            "all": slots["experts"] * slots["slot_bytes"],
-        }
+        report = json.loads(stoker(program, "inspect", self.model, "--json"))
+        config, slot_bytes = report["config"], report["experts"]["slot_bytes"]
+        fewest = config["num_experts_per_tok"]
+        every = (config["num_hidden_layers"] - config["first_k_dense_replace"]) * config["n_routed_experts"]
+        self.ram = {"fewest": fewest * slot_bytes, "some": every // 3 * slot_bytes, "all": every * slot_bytes}
 
     def pack(self, model, label, files):
         out = self.scratch / f"{self.name}-{label}"
