@@ -48,6 +48,14 @@ inline constexpr int kPanelDepthAlign = 32;  // a BF16 panel's inputs are padded
 inline constexpr int kLaneAlign = 16;        // dims and strides of attention's F32 rows
 inline constexpr int kInputAlign = 8;        // inputs of a row for tile_product
 
+// Distance, in floats, at which rows for tile_product should lie. The sizes of models are multiples
+// of 1024, which would put the same group of every row on the same sets of a cache.
+constexpr std::int64_t input_stride(std::int64_t cols) {
+  constexpr std::int64_t kSets = 1024, kApart = 144;
+  const std::int64_t stride = (cols + 15) / 16 * 16;
+  return stride + (stride % kSets < kApart ? kApart - stride % kSets : 0);
+}
+
 // Dtypes are kF32 or kBf16.
 struct Kernels {
   Isa isa;

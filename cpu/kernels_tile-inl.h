@@ -193,8 +193,8 @@ static void tile_rows(const TileProduct& p, std::int64_t tile, int row) {
 }
 
 template <typename Format, typename T>
-static void few_rows(const TileProduct& p) {
-  for (std::int64_t tile = p.tile_begin; tile < p.tile_end; ++tile) {
+static void few_rows(const TileProduct& p, std::int64_t tile_begin) {
+  for (std::int64_t tile = tile_begin; tile < p.tile_end; ++tile) {
     int row = 0;
     if constexpr (Simd::kMaxRows >= 4) {
       for (; row + 4 <= p.num_rows; row += 4) tile_rows<Format, T, 4>(p, tile, row);

@@ -19,6 +19,7 @@ namespace {
 using Seconds = std::chrono::duration<double>;
 
 constexpr std::int64_t kCols = 7168;  // hidden size of DeepSeek-V3.2
+constexpr std::int64_t kStride = cpu::input_stride(kCols);
 constexpr int kMostRows = 16;
 constexpr std::int64_t kLeastBytes = std::int64_t{512} << 20;
 constexpr std::int64_t kPieceBytes = std::int64_t{1} << 20;  // between two looks at the clock
@@ -108,11 +109,11 @@ class KernelBench {
     std::mt19937 random(2);
     std::normal_distribution<float> normal;
     std::vector<float> row(kCols);
-    x_.resize(kMostRows * kCols);
+    x_.resize(kMostRows * kStride);
     for (int r = 0; r < kMostRows; ++r) {
       for (float& value : row) value = normal(random);
       cpu::kernels_for(Isa::kScalar)
-          .prepare_row(row.data(), DType::kF32, kCols, x_.data() + r * kCols);
+          .prepare_row(row.data(), DType::kF32, kCols, x_.data() + r * kStride);
     }
   }
 
@@ -137,8 +138,8 @@ class KernelBench {
     const std::int64_t tile_bytes = tile.payload_bytes() + tile.scale_bytes();
     // The scalar kernels take seconds for a megabyte and 16 rows.
     const std::int64_t piece = which.isa == Isa::kScalar ? tile_bytes : kPieceBytes;
-    const std::int64_t num_tiles =
-        std::min(kMostOutputs / quant::kTileRows, std::max<std::int64_t>(1, piece / tile_bytes));
+    const std::int64_t num_tiles = std::min(kMostOutputs / quant::kTileRows,
+                                            std::max<std::int64_t>(2, piece / tile_bytes / 2 * 2));
     const quant::Tile16 matrix{num_tiles * quant::kTileRows, kCols, which.spec};
     return rate_of(kSlice, [&] {
       const std::int64_t bytes = matrix.payload_bytes() + matrix.scale_bytes();
@@ -161,7 +162,7 @@ class KernelBench {
     cpu::TileProduct product;
     product.w = cpu::tile_matrix(view);
     product.x = x_.data();
-    product.x_stride = kCols;
+    product.x_stride = kStride;
     product.y = y_.data();
     product.y_stride = kMostOutputs;
     product.num_rows = which.num_rows;
