@@ -49,8 +49,8 @@ struct ManifestFile {
   std::string name;  // a plain name, without a way out of the directory
   std::int64_t bytes = 0;
   bool is_data = false;  // a data file: hashes of its header and of its table
-  Hash128 head, table;
-  Hash128 hash;  // any other file: of all its bytes
+  Hash128 head{}, table{};
+  Hash128 hash{};  // any other file: of all its bytes
   bool operator==(const ManifestFile&) const = default;
 };
 

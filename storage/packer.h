@@ -12,8 +12,8 @@
 namespace stoker::storage {
 
 struct PackOptions {
-  std::optional<QuantSpec> experts;  // empty: as the checkpoint stores them
-  int num_files = 1;                 // expert files
+  std::optional<QuantSpec> experts = std::nullopt;  // empty: as the checkpoint stores them
+  int num_files = 1;                                // expert files
 };
 
 // Packs `checkpoint`, which was opened in `dir`, as the store `out`; everything but the main

@@ -30,8 +30,10 @@ namespace fs = std::filesystem;
 constexpr std::size_t kMaxSmallFile = 256 << 20;
 constexpr std::int64_t kDensePiece = 8 << 20;
 constexpr std::int64_t kMemory = std::int64_t{1200} << 20;  // for all threads together
-// Bytes written between two syncs: what a kill may cost.
-constexpr std::int64_t kCommitBytes = std::int64_t{512} << 20;
+// Bytes written between two syncs: what a kill may cost. A tenth of what is done, within limits
+// that make syncs cheap and losses small.
+constexpr std::int64_t kMinCommitBytes = std::int64_t{1} << 20;
+constexpr std::int64_t kMaxCommitBytes = std::int64_t{512} << 20;
 
 double gib(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 
@@ -315,7 +317,8 @@ Status StoreWriter::write_units() {
                       gib(each), gib(kMemory));
   }
   const auto cores = static_cast<std::int64_t>(std::thread::hardware_concurrency());
-  const auto num_threads = std::clamp<std::int64_t>(kMemory / each, 1, cores + 2);
+  // Most of them wait for a drive at any time: six more than cores keep it as busy as fio does.
+  const auto num_threads = std::clamp<std::int64_t>(kMemory / each, 1, cores + 6);
   if (options_.writing) options_.writing(done_bytes_, total_bytes_);
   std::atomic<std::size_t> next = 0;
   std::vector<std::thread> threads;
@@ -340,7 +343,7 @@ void StoreWriter::work(std::atomic<std::size_t>& next) {
     bool due = false;
     {
       const std::lock_guard lock(mutex_);
-      due = uncommitted_bytes_ >= kCommitBytes;
+      due = uncommitted_bytes_ >= std::clamp(done_bytes_ / 10, kMinCommitBytes, kMaxCommitBytes);
     }
     return due ? commit() : Status();
   };
