@@ -94,6 +94,10 @@ struct Kernels {
   // out[j] = sum_i relu(s[i][j]) * w[i], i ascending
   void (*relu_weigh)(const float* s, std::int64_t s_stride, int num_i, const float* w, int num_j,
                      float* out);
+
+  // Nothing but F32 fused multiply-adds, for measuring their peak: returns how many there were.
+  // `out` takes 16 floats, which depend on all of them.
+  std::int64_t (*fma_peak)(std::int64_t rounds, float seed, float* out);
 };
 
 // The kernels that `isa` runs: its own, or the next lower that were compiled.

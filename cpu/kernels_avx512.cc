@@ -39,6 +39,8 @@ struct Simd {
   static constexpr Isa kIsa = Isa::kAvx512;
   static constexpr int kLanes = 16;
   static constexpr int kMaxRows = 4;
+  static constexpr int kManyRows = 8;
+  static constexpr int kRowBlock = 8;
   static constexpr int kDotRows = 4;
   static constexpr bool kPaired = true;
   using V = __m512;

@@ -10,6 +10,15 @@ namespace {
 // passers-by that should not displace what decode keeps coming back to.
 constexpr int kSweepTokens = 4;
 
+// Of a demand, bytes per drive that may still be landing when the drive counts as idle: what is
+// fetched ahead then follows without a gap.
+constexpr std::int64_t kTailBytes = std::int64_t{2} << 20;
+
+// A guess whose turn has passed is read to its end if this share of it is there.
+constexpr double kMostly = 0.75;
+
+constexpr int kMaxWarming = 4;  // experts under way
+
 }  // namespace
 
 std::vector<ExpertLayer> expert_layers(const ModelConfig& config) {
@@ -66,10 +75,14 @@ ExpertManager::ExpertManager(ExpertShapes shapes, const ExpertSource& source, Ex
       loader_(shapes_, source, reader, arena, options.device),
       slots_(static_cast<std::size_t>(arena.num_slots())),
       counters_(static_cast<std::size_t>(shapes_.num_layers())),
+      prefetcher_(shapes_, grid_, options.prefetch),
+      usage_(grid_),
       progress_(shapes_.max_experts(), shapes_.max_blocks()),
       use_states_(static_cast<std::size_t>(shapes_.max_experts())) {
   waiting_.reserve(use_states_.size());
   by_rows_.reserve(use_states_.size());
+  ahead_.reserve(slots_.size());
+  live_guesses_.reserve(slots_.size());
 }
 
 ExpertManager::~ExpertManager() { CHECK(!open_, "a set outlives its provider"); }
@@ -83,13 +96,19 @@ Result<ExpertSetPtr> ExpertManager::demand(int layer, std::span<const ExpertUse>
   open_ = true;
   layer_ = layer;
   uses_ = uses;
+  sweep_ = static_cast<int>(uses.size()) > kSweepTokens * shape.top_k;
   error_.reset();
   wave_ = 0;
   num_retirable_ = 0;
   num_passers_ = 0;
   waiting_.clear();
   progress_.open(static_cast<int>(uses.size()), shape);
-  cache_.begin_turn(layer);
+  if (uses.empty() || !uses.front().draft) {
+    cache_.begin_turn(layer);
+    usage_.observe(layer, uses);
+    prefetcher_.begin_turn(layer, uses, sweep_, clock_.now_us(),
+                           [this](ExpertId id) { return would_miss(id); });
+  }
   rank_uses();
   // 1. What is there is leased before anything is evicted for the rest.
   for (const int use : by_rows_) {
@@ -107,6 +126,7 @@ Result<ExpertSetPtr> ExpertManager::demand(int layer, std::span<const ExpertUse>
       waiting_.push_back(*use);
   }
   count(layer).miss += static_cast<std::int64_t>(waiting_.size());
+  expire_guesses(layer);
   admit();
   loader_.submit();
   return ExpertSetPtr(&set_);
@@ -127,13 +147,11 @@ void ExpertManager::rank_uses() {
     const std::size_t rows_b = uses_[static_cast<std::size_t>(b)].rows.size();
     return rows_a != rows_b ? rows_a > rows_b : a < b;
   });
-  const int top_k = shapes_.layer(layer_).top_k;
-  const bool sweep = static_cast<int>(uses_.size()) > kSweepTokens * top_k;
   for (int rank = 0; rank < static_cast<int>(by_rows_.size()); ++rank) {
     const int use = by_rows_[static_cast<std::size_t>(rank)];
     Standing& standing = use_states_[static_cast<std::size_t>(use)].standing;
     standing = Standing::kUsed;
-    if (!sweep || rank < layer_share()) continue;
+    if (!sweep_ || rank < layer_share()) continue;
     const std::optional<SlotIdx> slot = cache_.slot_of(id_of(use));
     const bool was_used = slot && cache_.resident(id_of(use)) && state(*slot).demanded;
     standing = was_used ? Standing::kKept : Standing::kCold;
@@ -152,6 +170,7 @@ void ExpertManager::take_over(int use, SlotIdx slot) {
   } else {
     u.phase = Use::Phase::kReading;
   }
+  if (s.errand == Errand::kAhead) std::erase(ahead_, slot);
   s.errand = Errand::kDemand;
   s.use = use;
   count_as_demanded(slot);
@@ -165,6 +184,7 @@ void ExpertManager::take_over(int use, SlotIdx slot) {
 void ExpertManager::count_as_demanded(SlotIdx slot) {
   SlotState& s = state(slot);
   s.demanded = true;
+  s.live_guess = false;
   count(layer_).prefetch_used_bytes += std::exchange(s.guessed_bytes, 0);
 }
 
@@ -177,6 +197,7 @@ void ExpertManager::admit() {
     admitted = true;
   }
   if (admitted) ++wave_;
+  if (!waiting_.empty() && cache_.num_evictable() == 0) give_up_reading_ahead();
 }
 
 bool ExpertManager::admit(int use) {
@@ -318,6 +339,8 @@ void ExpertManager::release_set() {
       drain(u.slot);
     }
   }
+  const bool draft = !uses_.empty() && uses_.front().draft;
+  if (!error_ && progress_.all_taken() && !draft) prefetcher_.end_turn(clock_.now_us());
   waiting_.clear();
   uses_ = {};
   open_ = false;
@@ -330,6 +353,7 @@ void ExpertManager::pump() {
   cache_.grow(arena_.num_usable());
   loader_.poll([this](const BlockEvent& event) { on_event(event); });
   admit();
+  fetch_ahead();
   loader_.submit();
 }
 
@@ -350,6 +374,7 @@ void ExpertManager::on_event(const BlockEvent& event) {
     case BlockEvent::Kind::kUnreadable:
       if (s.errand == Errand::kDemand && !error_)
         error_ = loader_.story_of(event.slot, event.block).error();
+      if (s.errand == Errand::kAhead) drain(event.slot);  // who demands it will hear of it
       break;
   }
   if (s.errand == Errand::kDraining && loader_.quiet(event.slot)) settle(event.slot);
@@ -361,9 +386,14 @@ void ExpertManager::on_landed(const BlockEvent& event) {
   const std::int64_t bytes =
       shapes_.layer(id.layer).blocks[static_cast<std::size_t>(event.block)].bytes;
   (s.demanded ? count(id.layer).demand_bytes : s.guessed_bytes) += bytes;
-  if (s.errand != Errand::kDemand) return;
-  progress_.landed(s.use, event.block);
-  commit_if_landed(s.use);
+  if (s.errand == Errand::kDemand) {
+    progress_.landed(s.use, event.block);
+    commit_if_landed(s.use);
+  } else if (s.errand == Errand::kAhead && loader_.all_landed(event.slot)) {
+    std::erase(ahead_, event.slot);
+    s.errand = Errand::kNone;
+    cache_.commit(event.slot, s.live_guess || s.warm ? Standing::kGuessed : Standing::kCold);
+  }
 }
 
 // A slot that was reserved for `id`: whoever sat there has gone.
@@ -371,7 +401,7 @@ void ExpertManager::assign(SlotIdx slot, ExpertId id) {
   SlotState& s = state(slot);
   CHECK(s.errand == Errand::kNone, "slot {} is busy", slot);
   count_as_wasted(slot);
-  s.demanded = false;
+  s.demanded = s.live_guess = s.warm = false;
   s.layer = id.layer;
   loader_.assign(slot, id);
 }
@@ -383,7 +413,10 @@ void ExpertManager::count_as_wasted(SlotIdx slot) {
 
 // Gives up what is on its way to a slot.
 void ExpertManager::drain(SlotIdx slot) {
-  state(slot).errand = Errand::kDraining;
+  SlotState& s = state(slot);
+  if (s.errand == Errand::kAhead) std::erase(ahead_, slot);
+  s.errand = Errand::kDraining;
+  s.live_guess = false;
   loader_.cancel(slot);
   if (loader_.quiet(slot)) settle(slot);
 }
@@ -404,9 +437,166 @@ void ExpertManager::settle(SlotIdx slot) {
   }
 }
 
-// ---- What others ask.
+// ---- Reads on speculation.
 
-void ExpertManager::hint(const LookAhead& /*guesses*/) {}
+void ExpertManager::hint(const LookAhead& guesses) {
+  prefetcher_.look_ahead(guesses, [this](ExpertId id) { return would_miss(id); });
+  fetch_ahead();
+  loader_.submit();
+}
+
+// Whether a demand for `id` would be a miss but for guesses.
+bool ExpertManager::would_miss(ExpertId id) const {
+  const std::optional<SlotIdx> slot = cache_.slot_of(id);
+  return !slot || (!state(*slot).demanded && !state(*slot).warm);
+}
+
+// Demand goes first: nothing is read ahead while a use waits for a slot or for its blocks.
+void ExpertManager::fetch_ahead() {
+  if (open_ && (!waiting_.empty() || demand_is_landing())) return;
+  const std::int64_t now_us = clock_.now_us();
+  prefetcher_.drive_is_idle(now_us);
+  const bool may_warm = next_warm_ < warm_.size() && cache_.num_free() > 0;
+  if (!prefetcher_.fetching() && !may_warm) return;
+  const ReaderLoad load = reader_.load();
+  if (load.queued_demand_bytes > 0) return;
+  fetch_wishes(load, now_us);
+  if (may_warm) fetch_warm();
+}
+
+bool ExpertManager::demand_is_landing() const {
+  std::int64_t bytes = 0;
+  for (std::size_t use = 0; use < uses_.size(); ++use) {
+    const Use& u = use_states_[use];
+    if (u.phase != Use::Phase::kReading && u.phase != Use::Phase::kLeased) continue;
+    if (loader_.all_landed(u.slot)) continue;
+    bytes += shapes_.layer(layer_).expert_bytes - loader_.landed_bytes(u.slot);
+    if (bytes > kTailBytes) return true;
+  }
+  return false;
+}
+
+void ExpertManager::fetch_wishes(const ReaderLoad& load, std::int64_t now_us) {
+  double bytes_per_second = load.bytes_per_second;
+  if (bytes_per_second == 0.0 && load.busy_us > 0) {
+    bytes_per_second = static_cast<double>(load.bytes_read) * 1e6 * load.num_drives /
+                       static_cast<double>(load.busy_us);
+  }
+  while (static_cast<int>(ahead_.size()) < max_ahead()) {
+    const std::optional<Wish> wish =
+        prefetcher_.next_wish(now_us, bytes_per_second, bytes_ahead(),
+                              [this](ExpertId id) { return !cache_.slot_of(id).has_value(); });
+    if (!wish) return;
+    const std::optional<SlotIdx> slot = room_for(*wish);
+    if (!slot) return;
+    read_ahead(wish->id, *slot, wish->read_class, wish->odds);
+    state(*slot).live_guess = true;
+    live_guesses_.push_back({*slot, wish->id});
+  }
+}
+
+// At most this many experts are read ahead at a time: enough slots stay for what is demanded. A
+// sweep has more to fetch and more time for it.
+int ExpertManager::max_ahead() const {
+  const int spare = (cache_.num_usable() - shapes_.max_top_k()) / 2;
+  const int wanted = sweep_ ? std::max(prefetcher_.options().max_in_flight, spare / 2)
+                            : prefetcher_.options().max_in_flight;
+  return std::min(wanted, spare);
+}
+
+std::int64_t ExpertManager::bytes_ahead() const {
+  std::int64_t bytes = 0;
+  for (const SlotIdx slot : ahead_) {
+    if (!state(slot).warm)
+      bytes += shapes_.layer(state(slot).layer).expert_bytes - loader_.landed_bytes(slot);
+  }
+  return bytes;
+}
+
+// A slot for a guess: a free one, one that is cold, or one whose expert is worth less.
+std::optional<SlotIdx> ExpertManager::room_for(const Wish& wish) {
+  if (live_guesses_.size() == live_guesses_.capacity()) return std::nullopt;
+  if (cache_.num_free() == 0) {
+    const std::optional<SlotIdx> victim = cache_.victim();
+    if (!victim) return std::nullopt;
+    const bool cold = cache_.standing(*victim) == Standing::kCold;
+    if (!cold && (state(*victim).live_guess ||
+                  !prefetcher_.outweighs(wish, cache_.expert_in(*victim).value())))
+      return std::nullopt;
+  }
+  return cache_.reserve(wish.id);
+}
+
+// Within a class the likelier goes first; gate/up blocks of all go before down blocks.
+void ExpertManager::read_ahead(ExpertId id, SlotIdx slot, ReadClass read_class, float odds) {
+  assign(slot, id);
+  state(slot).errand = Errand::kAhead;
+  ahead_.push_back(slot);
+  loader_.fetch(slot, read_class, 1.0f + odds, odds);
+}
+
+void ExpertManager::warm_up(std::vector<ExpertId> experts) {
+  warm_ = std::move(experts);
+  next_warm_ = 0;
+  pump();
+}
+
+int ExpertManager::num_warming() const {
+  return static_cast<int>(
+      std::count_if(ahead_.begin(), ahead_.end(), [&](SlotIdx slot) { return state(slot).warm; }));
+}
+
+bool ExpertManager::warming_up() const {
+  return num_warming() > 0 || (next_warm_ < warm_.size() && cache_.num_free() > 0);
+}
+
+void ExpertManager::fetch_warm() {
+  const PrefetchOptions& options = prefetcher_.options();
+  if (!options.enabled || !options.warm_up) {
+    next_warm_ = warm_.size();
+    return;
+  }
+  for (int room = kMaxWarming - num_warming(); room > 0 && next_warm_ < warm_.size();) {
+    const ExpertId id = warm_[next_warm_];
+    if (!cache_.slot_of(id)) {
+      const std::optional<SlotIdx> slot = cache_.reserve_free(id);
+      if (!slot) return;
+      // In the order of the list, which is without end as far as a float can tell.
+      read_ahead(id, *slot, ReadClass::kWarm, -static_cast<float>(next_warm_));
+      state(*slot).warm = true;
+      --room;
+    }
+    ++next_warm_;
+  }
+}
+
+// The turn of `layer` has come: what was guessed and is not wanted makes room.
+void ExpertManager::expire_guesses(int layer) {
+  const auto expired = [&](const LiveGuess& guess) {
+    if (guess.id.layer != layer) return false;
+    SlotState& s = state(guess.slot);
+    if (!s.live_guess || cache_.expert_in(guess.slot) != guess.id) return true;
+    s.live_guess = false;
+    const auto enough =
+        static_cast<std::int64_t>(kMostly * static_cast<double>(shapes_.layer(layer).expert_bytes));
+    if (s.errand == Errand::kNone) {
+      cache_.rank(guess.slot, Standing::kCold);
+    } else if (loader_.landed_bytes(guess.slot) >= enough) {
+      loader_.fetch(guess.slot, ReadClass::kWarm, 1.0f, 0.0f);
+    } else {
+      drain(guess.slot);
+    }
+    return true;
+  };
+  std::erase_if(live_guesses_, expired);
+}
+
+// Somebody needs a slot and all are leased or on their way.
+void ExpertManager::give_up_reading_ahead() {
+  while (!ahead_.empty()) drain(ahead_.back());
+}
+
+// ---- What others ask.
 
 void ExpertManager::wait(std::chrono::microseconds timeout) { reader_.wait(timeout); }
 

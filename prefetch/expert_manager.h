@@ -30,7 +30,9 @@
 #include "prefetch/demand_progress.h"
 #include "prefetch/expert_cache.h"
 #include "prefetch/expert_shapes.h"
+#include "prefetch/prefetcher.h"
 #include "prefetch/slot_loader.h"
+#include "prefetch/usage_history.h"
 
 namespace stoker {
 
@@ -39,7 +41,8 @@ std::vector<ExpertLayer> expert_layers(const ModelConfig& config);
 
 struct ExpertManagerOptions {
   std::string_view policy = "lru";  // eviction_policy_names()
-  DeviceId device = kHost;          // where the arena's memory is
+  PrefetchOptions prefetch{};
+  DeviceId device = kHost;  // where the arena's memory is
 };
 
 class ExpertManager final : public ExpertProvider {
@@ -58,19 +61,28 @@ class ExpertManager final : public ExpertProvider {
 
   // ExpertProvider. demand() does not fail: what goes wrong is the set's status().
   Result<ExpertSetPtr> demand(int layer, std::span<const ExpertUse> uses) override;
+  int num_ranked_guesses() const override { return prefetcher_.num_ranked_guesses(); }
   void hint(const LookAhead& guesses) override;
   void wait(std::chrono::microseconds timeout) override;
   LayerCounters counters(int layer) const override;
 
-  // Takes in what has landed and keeps reads going. demand() and take_ready() do it too; call it
-  // now and then while no step runs.
+  // Takes in what has landed and keeps reads going. demand(), take_ready() and the release of a set
+  // do it too; call it now and then while no step runs, so that warm-up goes on.
   void pump();
+  // Experts worth having, the best first: they are read into free slots while the drive is idle.
+  // Takes the place of an earlier list.
+  void warm_up(std::vector<ExpertId> experts);
+  // Whether warm-up has more to read and the room for it, or is reading.
+  bool warming_up() const;
 
   // Sentences for the log that came up since the last call: too few slots for a token's cycle, a
   // block repaired from another copy.
   std::vector<std::string> take_notices();
 
   const ExpertCache& cache() const { return cache_; }
+  const Prefetcher& prefetcher() const { return prefetcher_; }
+  // What was demanded so far; give it the history of earlier runs before the first demand.
+  UsageHistory& usage() { return usage_; }
   // All that was read and landed: demand_bytes + prefetch_used_bytes + prefetch_wasted_bytes over
   // all layers, plus prefetched_unused_bytes().
   std::int64_t bytes_read() const { return loader_.bytes_read(); }
@@ -82,6 +94,7 @@ class ExpertManager final : public ExpertProvider {
   enum class Errand : std::uint8_t {
     kNone,
     kDemand,    // an expert of the open set
+    kAhead,     // being read on speculation
     kDraining,  // given up; waits for its reads to come back
   };
   struct SlotState {
@@ -89,8 +102,14 @@ class ExpertManager final : public ExpertProvider {
     int use = 0;                     // kDemand: of the open set
     int layer = 0;                   // of the expert it was assigned to last
     bool demanded = false;           // since then
+    bool live_guess = false;         // read by guess for a turn that is still to come
+    bool warm = false;               // read by warm-up
     std::int64_t guessed_bytes = 0;  // landed before its expert was demanded
     ExpertLease lease;               // kDraining: a resident expert with a block on its way again
+  };
+  struct LiveGuess {
+    SlotIdx slot;
+    ExpertId id;
   };
 
   // A use of the open set.
@@ -146,11 +165,26 @@ class ExpertManager final : public ExpertProvider {
   void on_landed(const BlockEvent& event);
   void assign(SlotIdx slot, ExpertId id);
   void count_as_wasted(SlotIdx slot);
+  void read_ahead(ExpertId id, SlotIdx slot, ReadClass read_class, float odds);
   void drain(SlotIdx slot);
   void settle(SlotIdx slot);
 
+  // Reads on speculation.
+  bool would_miss(ExpertId id) const;
+  void fetch_ahead();
+  void fetch_wishes(const ReaderLoad& load, std::int64_t now_us);
+  std::optional<SlotIdx> room_for(const Wish& wish);
+  void fetch_warm();
+  void expire_guesses(int layer);
+  void give_up_reading_ahead();
+  bool demand_is_landing() const;
+  int max_ahead() const;
+  int num_warming() const;
+  std::int64_t bytes_ahead() const;
+
   ExpertId id_of(int use) const { return {layer_, uses_[static_cast<std::size_t>(use)].expert}; }
   SlotState& state(SlotIdx slot) { return slots_[static_cast<std::size_t>(slot)]; }
+  const SlotState& state(SlotIdx slot) const { return slots_[static_cast<std::size_t>(slot)]; }
   LayerCounters& count(int layer) { return counters_[static_cast<std::size_t>(layer)]; }
 
   ExpertShapes shapes_;
@@ -164,9 +198,17 @@ class ExpertManager final : public ExpertProvider {
   std::vector<LayerCounters> counters_;  // by layer; retries are the loader's
   std::vector<std::string> notices_;
 
+  Prefetcher prefetcher_;
+  UsageHistory usage_;
+  std::vector<SlotIdx> ahead_;           // slots on errand kAhead
+  std::vector<LiveGuess> live_guesses_;  // may hold some that have been evicted since
+  std::vector<ExpertId> warm_;
+  std::size_t next_warm_ = 0;
+
   // The open set. `uses_` is the caller's.
   Set set_{*this};
   bool open_ = false;
+  bool sweep_ = false;
   int layer_ = 0;
   std::span<const ExpertUse> uses_;
   DemandProgress progress_;

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "storage/checkpoint.h"
+#include "storage/pack_journal.h"
 #include "storage/store.h"
 
 namespace stoker::storage {
@@ -13,6 +14,12 @@ Result<std::unique_ptr<ModelSource>> open_model(
   if (Store::is_store(dir)) {
     ASSIGN_OR_RETURN(std::unique_ptr<Store> store, Store::open(dir, config, expert_dirs));
     return std::unique_ptr<ModelSource>(std::move(store));
+  }
+  std::error_code ignored;
+  if (std::filesystem::exists(dir / kJournalFile, ignored)) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      "{}: is an unfinished store; the command that began it finishes it",
+                      dir.string());
   }
   if (!expert_dirs.empty()) {
     return make_error(

@@ -18,6 +18,9 @@
 
 namespace stoker::storage {
 
+// Its name, in the directory of the store in the making.
+inline constexpr const char* kJournalFile = "pack.journal";
+
 // One process at a time: the journal's directory is locked while it is open. Not thread-safe.
 class PackJournal {
  public:

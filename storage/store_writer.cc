@@ -27,7 +27,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kJournalFile = "pack.journal";
 constexpr std::size_t kMaxSmallFile = 256 << 20;
 constexpr std::int64_t kDensePiece = 8 << 20;
 constexpr std::int64_t kMemory = std::int64_t{1200} << 20;  // for all threads together

@@ -135,10 +135,6 @@ Status ModelBench::prepare() {
     probe_.emplace(*model_.source, *probe_reader_, moe_layers(config), config.n_routed_experts);
   }
   if (model_.experts != nullptr && !paged) {  // a model that fits: measured when it is all there
-    while (model_.experts->busy()) {
-      model_.experts->pump();
-      model_.experts->wait(std::chrono::milliseconds(10));
-    }
   }
   return {};
 }
@@ -153,7 +149,6 @@ Result<Round> ModelBench::run_round(int number) {
   Round round;
   if (flags_.compare_prefetch && model_.experts != nullptr) {
     round.prefetch = number % 2 == 0;
-    model_.experts->set_prefetch(round.prefetch);
   }
   kv_.emplace(model_.runner->kv_pool());
   distinct_.clear();

@@ -25,6 +25,7 @@ Command add_eval(CLI::App& program);
 Command add_inspect(CLI::App& program);
 Command add_pack(CLI::App& program);
 Command add_verify(CLI::App& program);
+Command add_synth(CLI::App& program);
 Command add_bench(CLI::App& program);
 Command add_simulate(CLI::App& program);
 

@@ -25,10 +25,10 @@ class HookChain final : public StepHooks {
   }
 
   std::span<const std::int32_t> forced_experts(int layer) override {
-    return first([&](StepHooks& hook) { return hook.forced_experts(layer); });
+    return first<std::int32_t>([&](StepHooks& hook) { return hook.forced_experts(layer); });
   }
   std::span<const float> forced_weights(int layer) override {
-    return first([&](StepHooks& hook) { return hook.forced_weights(layer); });
+    return first<float>([&](StepHooks& hook) { return hook.forced_weights(layer); });
   }
   void on_routes(int layer, const RouteMailbox& routes) override {
     for (StepHooks* hook : hooks_) hook->on_routes(layer, routes);
@@ -51,7 +51,7 @@ class HookChain final : public StepHooks {
   }
 
   std::span<const std::int32_t> forced_selection(int layer, int row) override {
-    return first([&](StepHooks& hook) { return hook.forced_selection(layer, row); });
+    return first<std::int32_t>([&](StepHooks& hook) { return hook.forced_selection(layer, row); });
   }
   bool wants_selection(int layer) override {
     return std::any_of(hooks_.begin(), hooks_.end(),
@@ -65,14 +65,13 @@ class HookChain final : public StepHooks {
   }
 
  private:
-  template <typename Get>
-  auto first(const Get& get) {
-    decltype(get(*hooks_.front())) found{};
+  template <typename T, typename Get>
+  std::span<const T> first(const Get& get) {
     for (StepHooks* hook : hooks_) {
-      found = get(*hook);
-      if (!found.empty()) break;
+      const std::span<const T> found = get(*hook);
+      if (!found.empty()) return found;
     }
-    return found;
+    return {};
   }
 
   std::vector<StepHooks*> hooks_;

@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "tools/command.h"
 #include "tools/inspect_machine.h"
@@ -17,6 +18,7 @@ namespace {
 
 struct InspectFlags {
   ModelFlags model;
+  std::vector<std::string> expert_dirs;
   bool machine = false;
   bool json = false;
 };
@@ -25,7 +27,9 @@ Result<int> run(const InspectFlags& flags) {
   std::optional<ModelReport> model;
   if (!flags.model.model.empty() || !flags.machine) {
     ASSIGN_OR_RETURN(const std::filesystem::path directory, model_directory(flags.model.model));
-    ASSIGN_OR_RETURN(model, inspect_model(directory));
+    const std::vector<std::filesystem::path> expert_dirs(flags.expert_dirs.begin(),
+                                                         flags.expert_dirs.end());
+    ASSIGN_OR_RETURN(model, inspect_model(directory, expert_dirs));
   }
   std::optional<MachineReport> machine;
   if (flags.machine) machine = inspect_machine();
@@ -51,6 +55,9 @@ Command add_inspect(CLI::App& program) {
   CLI::App* app = program.add_subcommand(
       "inspect", "What a model holds and what a token of it costs; what this machine has");
   add_model_argument(*app, flags->model);
+  app->add_option("--store", flags->expert_dirs,
+                  "Directories that hold a packed model's expert files instead of its own, A,B")
+      ->delimiter(',');
   app->add_flag("--machine", flags->machine,
                 "This machine: cores, caches, NUMA nodes, GPUs, drives, instruction sets (and the "
                 "model only if MODEL is given)");

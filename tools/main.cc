@@ -21,9 +21,9 @@ int run(int argc, char** argv) {
   program.require_subcommand(1);
   program.get_formatter()->column_width(44);
   const std::vector<Command> commands = {
-      add_chat(program), add_generate(program), add_tokenize(program), add_render(program),
-      add_eval(program), add_inspect(program),  add_pack(program),     add_verify(program),
-      add_bench(program), add_simulate(program),
+      add_chat(program),  add_generate(program), add_tokenize(program), add_render(program),
+      add_eval(program),  add_inspect(program),  add_pack(program),     add_verify(program),
+      add_synth(program), add_bench(program),    add_simulate(program),
   };
   try {
     program.parse(argc, argv);

@@ -167,7 +167,6 @@ Result<std::unique_ptr<ExpertManager>> make_experts(LoadedModel& model, const Mo
     model.reader = std::move(reader);
   }
   ExpertManagerOptions options;
-  options.prefetch.enabled = flags.prefetch == "on";
   return ExpertManager::create(layers, *source, *model.reader, *model.arena, *model.clock, options);
 }
 
@@ -175,6 +174,7 @@ Result<std::unique_ptr<ExpertManager>> make_experts(LoadedModel& model, const Mo
 
 LoadedModel::LoadedModel() = default;
 LoadedModel::LoadedModel(LoadedModel&&) noexcept = default;
+LoadedModel& LoadedModel::operator=(LoadedModel&&) noexcept = default;
 
 LoadedModel::~LoadedModel() {
   record.reset();
@@ -229,8 +229,6 @@ Result<LoadedModel> load_model(const ModelFlags& flags, LoadOptions wanted) {
   if (provider == nullptr) provider = std::make_unique<NoExperts>();
   ASSIGN_OR_RETURN(model.runner, Runner::create(model.engine, std::move(provider), options));
   model.record->attach(*model.runner);
-  if (model.experts != nullptr)
-    model.record->keep_usage(*model.experts, usage_file(model.source->id()));
   model.load_seconds = seconds_since(*model.clock, start_us);
   return model;
 }

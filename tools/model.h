@@ -25,7 +25,7 @@ class RunRecord;  // run_record.h
 struct LoadedModel {
   LoadedModel();
   LoadedModel(LoadedModel&&) noexcept;
-  LoadedModel& operator=(LoadedModel&&) = delete;
+  LoadedModel& operator=(LoadedModel&&) noexcept;  // of an empty one
   ~LoadedModel();
 
   std::filesystem::path directory;

@@ -38,9 +38,6 @@ RunRecord::~RunRecord() {
                  trace_file_.string(), recorder_->num_dropped());
     }
   }
-  if (experts_ != nullptr && !usage_file_.empty()) {
-    (void)write_usage(experts_->usage(), usage_file_);
-  }
 }
 
 void RunRecord::attach(Runner& runner) {
@@ -51,7 +48,6 @@ void RunRecord::attach(Runner& runner) {
 void RunRecord::keep_usage(ExpertManager& experts, std::filesystem::path file) {
   experts_ = &experts;
   usage_file_ = std::move(file);
-  if (!usage_file_.empty()) read_usage(usage_file_, experts.usage());
 }
 
 std::filesystem::path usage_file(const std::string& model_id) {

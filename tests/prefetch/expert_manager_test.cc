@@ -19,17 +19,31 @@ using testing::HasSubstr;
 
 // ---- Random loops.
 
-// Steps over all layers with random demands, some of them sweeps and some given up.
+// Steps over all layers with random demands, some of them sweeps and some given up. Look-aheads are
+// right about half of the experts.
 void run_steps(ManagerRig& rig, const RigOptions& options, int num_steps, bool give_up) {
   for (int step = 0; step < num_steps; ++step) {
+    const bool sweep = rig.pick(8) == 0;
+    std::vector<std::set<int>> demands;
     for (int layer = 1; layer <= options.num_layers; ++layer) {
-      const bool sweep = rig.pick(8) == 0;
-      const int count = sweep ? 1 + rig.pick(options.num_experts) : options.top_k;
-      const auto uses = rig.uses(rig.random_experts(count), sweep ? 40 : 1);
+      demands.push_back(
+          rig.random_experts(sweep ? 1 + rig.pick(options.num_experts) : options.top_k));
+    }
+    for (int layer = 1; layer <= options.num_layers; ++layer) {
+      for (const int lead : {1, 2}) {
+        if (layer + lead > options.num_layers || rig.pick(10) == 0) continue;
+        std::vector<std::int32_t> guesses;
+        for (const int expert : demands[static_cast<std::size_t>(layer + lead - 1)])
+          guesses.push_back(rig.pick(2) == 0 ? expert : rig.pick(options.num_experts));
+        rig.hint_during_next(layer + lead, lead, 1, guesses);
+      }
+      const auto uses = rig.uses(demands[static_cast<std::size_t>(layer - 1)], sweep ? 40 : 1);
       const bool stop = give_up && rig.pick(10) == 0;
       const Status status = rig.run(layer, uses, stop ? rig.pick(6) : INT_MAX);
       if (stop) break;
       ASSERT_TRUE(status.ok()) << status.error().message();
+      rig.clock().advance(rig.pick(400));  // attention
+      if (rig.pick(3) == 0) rig.manager().pump();
     }
     rig.expect_consistent_counters();
     ASSERT_FALSE(testing::Test::HasFailure()) << "step " << step;
@@ -47,6 +61,8 @@ TEST_P(RandomOrders, EveryPartComesOnceAndHoldsItsBytes) {
     options.seed = seed;
     options.num_slots = num_slots;
     options.manager.policy = policy;
+    options.manager.prefetch.enabled = seed % 3 != 0;
+    options.manager.prefetch.adaptive = seed % 3 == 1;
     options.reader = {
         .seed = seed, .depth = 1 + static_cast<int>(seed) * 3, .shuffled = true, .max_per_reap = 3};
     ManagerRig rig(options);
@@ -70,6 +86,7 @@ TEST(ExpertManager, FaultsAreRetriedAndRepairedAndNeverComputedWith) {
     options.seed = seed;
     options.num_slots = 7 + static_cast<int>(seed);
     options.num_replicas = 3;
+    options.manager.prefetch.adaptive = false;
     std::mt19937 random(seed);
     options.reader = {.seed = seed, .depth = 6, .shuffled = true, .max_per_reap = 4};
     options.reader.fault = [&](const BlockRead& read, int replica) {

@@ -76,12 +76,22 @@ class ManagerRig {
     return experts;
   }
 
+  // Told to the manager during the next demand.
+  void hint_during_next(int layer, int lead, int num_rows, std::vector<std::int32_t> experts) {
+    hints_.push_back({layer, lead, num_rows, std::move(experts)});
+  }
+
   // Runs a demand to its end as a forward pass does, with parts computed at random times. Gives up
   // after `give_up_after` parts.
   Status run(int layer, const std::vector<ExpertUse>& uses, int give_up_after = INT_MAX) {
     ExpertSetPtr set = manager_->demand(layer, uses).value();
     num_demanded_ += static_cast<std::int64_t>(uses.size());
     begin(layer, uses);
+    for (const Hint& hint : hints_) {
+      const int num_ranked = static_cast<int>(hint.experts.size()) / hint.num_rows;
+      manager_->hint({hint.layer, hint.lead, hint.num_rows, num_ranked, hint.experts});
+    }
+    hints_.clear();
     int idle_rounds = 0, num_taken = 0;
     while (!set->exhausted()) {
       if (num_taken >= give_up_after) break;
@@ -148,6 +158,10 @@ class ManagerRig {
 
  private:
   using Place = std::pair<int, int>;  // use, block
+  struct Hint {
+    int layer, lead, num_rows;
+    std::vector<std::int32_t> experts;
+  };
 
   int num_blocks() const { return options_.num_gate_up + options_.num_down; }
 
@@ -200,6 +214,7 @@ class ManagerRig {
   MemoryArena arena_;
   MemoryReader reader_;
   std::unique_ptr<ExpertManager> manager_;
+  std::vector<Hint> hints_;
   std::vector<ExpertUse> uses_, current_;
   std::vector<std::int32_t> rows_;
   int layer_ = 0;

@@ -3,32 +3,18 @@
 #include <nlohmann/json.hpp>
 
 #include "core/base/check.h"
+#include "core/base/file.h"
 
 namespace stoker::test {
 namespace {
 
-constexpr const char* kDeepseekV32 = R"({
-  "architectures": ["DeepseekV32ForCausalLM"], "model_type": "deepseek_v32",
-  "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 0, "eos_token_id": 1,
-  "ep_size": 1, "first_k_dense_replace": 3, "hidden_act": "silu", "hidden_size": 7168,
-  "index_head_dim": 128, "index_n_heads": 64, "index_topk": 2048, "initializer_range": 0.02,
-  "intermediate_size": 18432, "kv_lora_rank": 512, "max_position_embeddings": 163840,
-  "moe_intermediate_size": 2048, "moe_layer_freq": 1, "n_group": 8, "n_routed_experts": 256,
-  "n_shared_experts": 1, "norm_topk_prob": true, "num_attention_heads": 128,
-  "num_experts_per_tok": 8, "num_hidden_layers": 61, "num_key_value_heads": 128,
-  "num_nextn_predict_layers": 1, "q_lora_rank": 1536, "qk_nope_head_dim": 128,
-  "qk_rope_head_dim": 64,
-  "quantization_config": {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8",
-                          "scale_fmt": "ue8m0", "weight_block_size": [128, 128]},
-  "rms_norm_eps": 1e-06,
-  "rope_scaling": {"beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0,
-                   "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096,
-                   "type": "yarn"},
-  "rope_theta": 10000, "routed_scaling_factor": 2.5, "scoring_func": "sigmoid",
-  "tie_word_embeddings": false, "topk_group": 4, "topk_method": "noaux_tc",
-  "torch_dtype": "bfloat16", "transformers_version": "4.44.2", "use_cache": true,
-  "v_head_dim": 128, "vocab_size": 129280
-})";
+// As published; a file, so that `stoker synth --config` can take it too.
+std::string published() {
+  const Result<std::string> text =
+      read_small_file(STOKER_SOURCE_DIR "/tests/data/deepseek_v32_config.json", 1 << 20);
+  CHECK(text.ok(), "{}", text.error().message());
+  return *text;
+}
 
 nlohmann::json without_indexer(nlohmann::json config) {
   config["model_type"] = "deepseek_v3";
@@ -40,14 +26,14 @@ nlohmann::json without_indexer(nlohmann::json config) {
 
 }  // namespace
 
-std::string deepseek_v32_config() { return kDeepseekV32; }
+std::string deepseek_v32_config() { return published(); }
 
 std::string deepseek_v3_config() {
-  return without_indexer(nlohmann::json::parse(kDeepseekV32)).dump(1);
+  return without_indexer(nlohmann::json::parse(published())).dump(1);
 }
 
 std::string tiny_config(std::string_view type, std::string_view dtype) {
-  nlohmann::json config = nlohmann::json::parse(kDeepseekV32);
+  nlohmann::json config = nlohmann::json::parse(published());
   config.update({{"vocab_size", 96},
                  {"hidden_size", 136},
                  {"num_hidden_layers", 4},
