@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <new>
@@ -40,7 +41,9 @@ DriveProbe::DriveProbe(const ExpertSource& source, ExpertReader& reader, std::ve
   }
   const std::size_t bytes = static_cast<std::size_t>(block_bytes_) * kPlaces;
   memory_.reset(static_cast<std::byte*>(::operator new(bytes, kHugePage)));
-  ::madvise(memory_.get(), bytes, MADV_HUGEPAGE);  // as slots are
+  // As slots are: on huge pages and present.
+  ::madvise(memory_.get(), bytes, MADV_HUGEPAGE);
+  std::memset(memory_.get(), 0xff, bytes);
   // Registration is a matter of speed: refused, the reads go on without.
   (void)reader_.register_memory({memory_.get(), bytes});
 }
