@@ -75,7 +75,12 @@ class DriftingRouter {
     float far_noise = 0.40f;   // two
   };
   DriftingRouter(const Options& options, unsigned seed)
-      : options_(options), random_(seed), liking_(size()), drift_(size()), score_(size()) {
+      : options_(options),
+        random_(seed),
+        gate_random_(seed + 1),
+        liking_(size()),
+        drift_(size()),
+        score_(size()) {
     for (float& liking : liking_) liking = options_.liking * normal_(random_);
     for (float& drift : drift_) drift = normal_(random_);
     next_token();
@@ -110,7 +115,7 @@ class DriftingRouter {
     std::vector<float> seen(num_experts);
     for (std::size_t i = 0; i < num_experts; ++i) {
       seen[i] = score_[static_cast<std::size_t>(layer) * num_experts + i] +
-                (noise > 0.0f ? noise * normal_(random_) : 0.0f);
+                (noise > 0.0f ? noise * normal_(gate_random_) : 0.0f);
     }
     std::vector<std::int32_t> order(num_experts);
     std::iota(order.begin(), order.end(), 0);
@@ -122,7 +127,7 @@ class DriftingRouter {
   }
 
   Options options_;
-  std::mt19937 random_;
+  std::mt19937 random_, gate_random_;  // the gates' noise leaves the routing as it is
   std::normal_distribution<float> normal_;
   std::vector<float> liking_, drift_, score_;
 };
@@ -134,6 +139,7 @@ struct DecodeModelOptions {
   double bytes_per_second = 7e9;
   std::int64_t max_speculative_bytes = std::int64_t{2} << 20;
   std::int64_t attention_us = 1500, expert_us = 300, gate_us = 40;
+  double prefill_row_us = 20;
   bool gates_know_nothing = false;  // guesses are noise
   ExpertManagerOptions manager{};
 };
@@ -166,6 +172,38 @@ class DecodeModel {
     return static_cast<double>(clock_.now_us() - begin_us) / num_tokens;
   }
 
+  // Takes in a prompt, all rows of a layer at once, and returns microseconds. Rows cost
+  // `prefill_row_us` per layer in attention and again for each expert they choose.
+  double prefill(int num_rows) {
+    const std::int64_t begin_us = clock_.now_us();
+    const auto num_layers = static_cast<std::size_t>(options_.router.num_layers);
+    std::vector<std::vector<std::vector<std::int32_t>>> routes(num_layers);  // [layer][row]
+    std::vector<std::vector<std::int32_t>> guesses(num_layers);              // [layer][row, ranked]
+    const int num_ranked = std::max(manager_->num_ranked_guesses(), 1);
+    for (int row = 0; row < num_rows; ++row) {
+      for (std::size_t layer = 0; layer < num_layers; ++layer) {
+        routes[layer].push_back(router_.chosen(static_cast<int>(layer)));
+        const auto guessed = router_.guessed(static_cast<int>(layer), 1, num_ranked);
+        guesses[layer].insert(guesses[layer].end(), guessed.begin(), guessed.end());
+      }
+      router_.next_token();
+      noise_.next_token();
+    }
+    for (int layer = 0; layer < options_.router.num_layers; ++layer) {
+      clock_.advance(static_cast<std::int64_t>(num_rows * options_.prefill_row_us));
+      std::vector<int> num_rows_of(static_cast<std::size_t>(options_.router.num_experts));
+      for (const auto& chosen : routes[static_cast<std::size_t>(layer)]) {
+        for (const int expert : chosen) ++num_rows_of[static_cast<std::size_t>(expert)];
+      }
+      const auto next = static_cast<std::size_t>(layer) + 1;
+      const bool hint = manager_->num_ranked_guesses() > 0 && next < num_layers;
+      run(layer, num_rows_of, options_.prefill_row_us, [&] {
+        if (hint) manager_->hint({layer + 1, 1, num_rows, num_ranked, guesses[next]});
+      });
+    }
+    return static_cast<double>(clock_.now_us() - begin_us);
+  }
+
   ExpertManager& manager() { return *manager_; }
   ModelledReader& reader() { return reader_; }
   LayerCounters total() const {
@@ -192,23 +230,40 @@ class DecodeModel {
 
   void run_layer(int layer) {
     clock_.advance(options_.attention_us);
-    const auto chosen = router_.chosen(layer);
-    static constexpr std::int32_t kRow = 0;
-    std::vector<ExpertUse> uses(chosen.size());
-    for (std::size_t i = 0; i < chosen.size(); ++i) {
-      uses[i].expert = chosen[i];
-      uses[i].rows = {&kRow, 1};
-      uses[i].num_decode_rows = 1;
-      uses[i].slot_begin = static_cast<int>(i);
+    std::vector<int> num_rows_of(static_cast<std::size_t>(options_.router.num_experts));
+    for (const int expert : router_.chosen(layer))
+      num_rows_of[static_cast<std::size_t>(expert)] = 1;
+    run(layer, num_rows_of, static_cast<double>(options_.expert_us), [&] { look_ahead(layer); });
+  }
+
+  // A demand: an expert takes `row_us` for each of its rows.
+  template <typename Hint>
+  void run(int layer, const std::vector<int>& num_rows_of, double row_us, Hint hint) {
+    std::vector<ExpertUse> uses;
+    rows_.resize(100'000);
+    for (std::size_t expert = 0; expert < num_rows_of.size(); ++expert) {
+      if (num_rows_of[expert] == 0) continue;
+      ExpertUse use;
+      use.expert = static_cast<int>(expert);
+      use.rows = {rows_.data(), static_cast<std::size_t>(num_rows_of[expert])};
+      uses.push_back(use);
     }
     const ExpertSetPtr set = manager_->demand(layer, uses).value();
-    look_ahead(layer);
+    hint();
     std::vector<ExpertPart> parts(64);
     while (!set->exhausted()) {
       const std::size_t ready = set->take_ready(parts);
-      for (std::size_t i = 0; i < ready; ++i) parts[i].passes_guard();
+      double us = 0.0;
+      for (std::size_t i = 0; i < ready; ++i) {
+        parts[i].passes_guard();
+        us += row_us *
+              static_cast<double>(uses[static_cast<std::size_t>(parts[i].use)].rows.size()) /
+              (kGateUp + kDown);
+      }
       if (ready > 0) {
-        clock_.advance(static_cast<std::int64_t>(ready) * options_.expert_us / (kGateUp + kDown));
+        clock_.advance(std::llround(us));
+      } else if (set->waits_for_slots()) {
+        set->retire_taken();
       } else if (!set->exhausted()) {
         CHECK(reader_.next_event_us() != ModelledReader::kNever, "nothing is under way");
         clock_.advance_to(reader_.next_event_us());
@@ -234,6 +289,7 @@ class DecodeModel {
   NullArena arena_;
   ModelledReader reader_;
   std::unique_ptr<ExpertManager> manager_;
+  std::vector<std::int32_t> rows_;
 };
 
 }  // namespace stoker::test
