@@ -8,8 +8,8 @@ DemandProgress::DemandProgress(int max_uses, int max_blocks)
     : max_uses_(max_uses),
       max_blocks_(max_blocks),
       states_(static_cast<std::size_t>(max_uses) * static_cast<std::size_t>(max_blocks)),
-      gate_up_(states_.size()),
-      down_(states_.size()) {
+      ready_{Fifo(states_.size()), Fifo(states_.size()), Fifo(states_.size()),
+             Fifo(states_.size())} {
   uses_.reserve(static_cast<std::size_t>(max_uses));
 }
 
@@ -18,17 +18,17 @@ void DemandProgress::open(int num_uses, const ExpertShapes::Layer& shape) {
         "{} uses of {} blocks, room for {} of {}", num_uses, shape.num_blocks(), max_uses_,
         max_blocks_);
   shape_ = &shape;
-  uses_.assign(static_cast<std::size_t>(num_uses), {shape.num_blocks(), shape.num_gate_up});
+  uses_.assign(static_cast<std::size_t>(num_uses), {shape.num_blocks(), shape.num_gate_up, false});
   std::fill(states_.begin(), states_.end(), State::kAway);
-  gate_up_.clear();
-  down_.clear();
+  for (Fifo& fifo : ready_) fifo.clear();
   num_untaken_ = num_uses * shape.num_blocks();
   num_undone_ = num_uses;
 }
 
 void DemandProgress::make_ready(int use, int block) {
   state(use, block) = State::kReady;
-  (is_gate_up(block) ? gate_up_ : down_).push({use, block});
+  const std::size_t lane = uses_[static_cast<std::size_t>(use)].urgent ? 0 : 2;
+  ready_[lane + (is_gate_up(block) ? 0 : 1)].push({use, block});
 }
 
 void DemandProgress::landed(int use, int block) {
@@ -39,8 +39,10 @@ void DemandProgress::landed(int use, int block) {
 }
 
 std::optional<DemandProgress::Place> DemandProgress::take() {
-  if (!any_ready()) return std::nullopt;
-  const Place place = (gate_up_.empty() ? down_ : gate_up_).pop();
+  const auto fifo =
+      std::find_if(ready_.begin(), ready_.end(), [](const Fifo& f) { return !f.empty(); });
+  if (fifo == ready_.end()) return std::nullopt;
+  const Place place = fifo->pop();
   state(place.use, place.block) = State::kTaken;
   --num_untaken_;
   return place;

@@ -2,6 +2,8 @@
 // when an expert, and all of them, are done. Knows uses and blocks by number only.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -11,8 +13,8 @@
 namespace stoker {
 
 // Gate/up blocks are given out as they land; down blocks after all gate/up blocks of their expert
-// have passed. Whatever is ready, gate/up blocks go before down blocks: they are what others wait
-// for. Driver thread; allocates nothing after construction.
+// have passed. Of what is ready, urgent uses go first, and then gate/up blocks before down blocks:
+// they are what others wait for. Driver thread; allocates nothing after construction.
 class DemandProgress {
  public:
   struct Place {
@@ -22,6 +24,8 @@ class DemandProgress {
   DemandProgress(int max_uses, int max_blocks);
 
   void open(int num_uses, const ExpertShapes::Layer& shape);
+  // Somebody waits for the slot that `use` will leave. Before any of its blocks has landed.
+  void set_urgent(int use) { uses_[static_cast<std::size_t>(use)].urgent = true; }
 
   // The block may be read.
   void landed(int use, int block);
@@ -32,7 +36,9 @@ class DemandProgress {
   // A taken block has been found bad: it will land again.
   void failed(int use, int block);
 
-  bool any_ready() const { return !gate_up_.empty() || !down_.empty(); }
+  bool any_ready() const {
+    return std::any_of(ready_.begin(), ready_.end(), [](const Fifo& f) { return !f.empty(); });
+  }
   bool all_taken() const { return num_untaken_ == 0; }
   bool done(int use) const { return uses_[static_cast<std::size_t>(use)].num_unpassed == 0; }
   bool all_done() const { return num_undone_ == 0; }
@@ -41,6 +47,7 @@ class DemandProgress {
   enum class State : std::uint8_t { kAway, kLanded, kReady, kTaken, kPassed };
   struct Use {
     int num_unpassed = 0, num_gate_up_unpassed = 0;
+    bool urgent = false;
   };
   // A queue of at most `capacity` places.
   class Fifo {
@@ -67,7 +74,7 @@ class DemandProgress {
   const ExpertShapes::Layer* shape_ = nullptr;
   std::vector<Use> uses_;
   std::vector<State> states_;  // [max_uses, max_blocks]
-  Fifo gate_up_, down_;
+  std::array<Fifo, 4> ready_;  // urgent gate/up, urgent down, other gate/up, other down
   int num_untaken_ = 0, num_undone_ = 0;
 };
 

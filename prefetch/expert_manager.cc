@@ -205,7 +205,10 @@ bool ExpertManager::admit(int use) {
   const auto slot =
       may_evict_for(use) ? cache_.reserve(id_of(use)) : cache_.reserve_free(id_of(use));
   if (!slot) return false;
-  if (u.standing == Standing::kCold) ++num_passers_;
+  if (u.standing == Standing::kCold) {
+    ++num_passers_;
+    progress_.set_urgent(use);
+  }
   assign(*slot, id_of(use));
   u.phase = Use::Phase::kReading;
   u.slot = *slot;
@@ -223,9 +226,13 @@ bool ExpertManager::may_evict_for(int use) {
   if (uses_[static_cast<std::size_t>(use)].draft) return false;
   if (use_states_[static_cast<std::size_t>(use)].standing != Standing::kCold) return true;
   // A sweep's passers-by take turns in a part of the layer's share, and in what is cold anyway.
-  if (num_passers_ < std::max(shapes_.layer(layer_).top_k, layer_share() / 4)) return true;
+  if (num_passers_ < max_passers()) return true;
   const std::optional<SlotIdx> victim = cache_.victim();
   return victim && cache_.standing(*victim) == Standing::kCold;
+}
+
+int ExpertManager::max_passers() const {
+  return std::max(shapes_.layer(layer_).top_k, layer_share() / 4);
 }
 
 int ExpertManager::layer_share() const {
@@ -240,9 +247,12 @@ void ExpertManager::commit_if_landed(int use) {
   u.lease = cache_.commit_leased(u.slot);
 }
 
+// In waves, parts are held back now and then until the caller has retired what it has computed:
+// the drive should not stand still because slots are full of experts that nobody needs any more.
 std::size_t ExpertManager::take_ready(std::span<ExpertPart> out) {
   pump();
   std::size_t taken = 0;
+  if (waits_for_slots()) out = {};
   while (taken < out.size()) {
     const std::optional<DemandProgress::Place> place = progress_.take();
     if (!place) break;
@@ -264,7 +274,8 @@ void ExpertManager::pass(int use, int block) {
 bool ExpertManager::exhausted() const { return progress_.all_taken() && loader_.all_checks_good(); }
 
 bool ExpertManager::waits_for_slots() const {
-  return !waiting_.empty() && !progress_.any_ready() && num_retirable_ > 0;
+  if (waiting_.empty() || num_retirable_ == 0) return false;
+  return !progress_.any_ready() || num_retirable_ >= max_passers() / 4;
 }
 
 void ExpertManager::retire_taken() {

@@ -40,7 +40,7 @@ namespace stoker {
 std::vector<ExpertLayer> expert_layers(const ModelConfig& config);
 
 struct ExpertManagerOptions {
-  std::string_view policy = "lru";  // eviction_policy_names()
+  std::string_view policy = "turns";  // eviction_policy_names()
   PrefetchOptions prefetch{};
   DeviceId device = kHost;  // where the arena's memory is
 };
@@ -154,7 +154,8 @@ class ExpertManager final : public ExpertProvider {
   void admit();
   bool admit(int use);
   bool may_evict_for(int use);
-  int layer_share() const;
+  int layer_share() const;  // of the slots
+  int max_passers() const;
   void commit_if_landed(int use);
   void pass(int use, int block);
   void retire(int use);

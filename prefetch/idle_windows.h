@@ -3,30 +3,33 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <optional>
 #include <vector>
 
 namespace stoker {
 
-// Decode and sweeps have windows of their own. Driver thread.
+// Driver thread.
 class IdleWindows {
  public:
-  explicit IdleWindows(int num_layers) {
-    for (auto& windows : expected_us_) windows.assign(static_cast<std::size_t>(num_layers), 0.0f);
-  }
+  explicit IdleWindows(int num_layers)
+      : decode_us_(static_cast<std::size_t>(num_layers), kUnknown) {}
 
-  // `layer` demands: a window, if one was open, ends.
+  // `layer` demands: a window, if one was open, ends. Turns of decode and of sweeps are learned
+  // apart. Layers differ in decode, where the first also waits for the head and the sampler; a
+  // sweep comes to a layer once and goes by what the layer before saw.
   void begin_turn(int layer, bool sweep, std::int64_t now_us) {
-    if (seen_[sweep]) {
-      const auto us =
-          static_cast<float>(idle_since_us_ ? std::min(now_us - *idle_since_us_, kLongestUs) : 0);
-      float& expected = expected_us_[sweep][static_cast<std::size_t>(layer)];
-      expected += kWeight * (us - expected);
+    const auto us =
+        static_cast<float>(idle_since_us_ ? std::min(now_us - *idle_since_us_, kLongestUs) : 0);
+    if (num_turns_ > 0 && sweep == sweep_) {
+      if (sweep) {
+        learn(sweep_us_, us, kSweepWeight);
+      } else {
+        learn(decode_us_[static_cast<std::size_t>(layer)], us, kWeight);
+        learn(any_decode_us_, us, kWeight);
+      }
     }
-    seen_ = {};
-    seen_[sweep] = true;
+    ++num_turns_;
     sweep_ = sweep;
     idle_since_us_.reset();
   }
@@ -34,23 +37,31 @@ class IdleWindows {
   void drive_is_idle(std::int64_t now_us) {
     if (!idle_since_us_) idle_since_us_ = now_us;
   }
-  // What is left of the window before the turn of `layer`, which comes next.
+  // The window before the turn of `layer`, and what is left of it if that is the next turn.
+  std::int64_t whole_us(int layer) const {
+    const float layers_own = decode_us_[static_cast<std::size_t>(layer)];
+    const float us = sweep_ ? sweep_us_ : layers_own == kUnknown ? any_decode_us_ : layers_own;
+    return static_cast<std::int64_t>(std::max(us, 0.0f));
+  }
   std::int64_t left_us(int layer, std::int64_t now_us) const {
     if (!idle_since_us_) return 0;
     return std::max<std::int64_t>(whole_us(layer) - (now_us - *idle_since_us_), 0);
   }
-  std::int64_t whole_us(int layer) const {
-    return static_cast<std::int64_t>(expected_us_[sweep_][static_cast<std::size_t>(layer)]);
-  }
 
  private:
-  static constexpr float kWeight = 0.25f;                // of the latest window
-  static constexpr std::int64_t kLongestUs = 1'000'000;  // somebody was thinking
+  static constexpr float kUnknown = -1.0f;
+  static constexpr float kWeight = 0.25f, kSweepWeight = 0.75f;  // of the latest window
+  static constexpr std::int64_t kLongestUs = 1'000'000;          // somebody was thinking
 
-  std::array<std::vector<float>, 2> expected_us_;  // [sweep][layer]
-  std::array<bool, 2> seen_{};                     // of which kind the turn before was
+  static void learn(float& expected_us, float us, float weight) {
+    expected_us = expected_us == kUnknown ? us : expected_us + weight * (us - expected_us);
+  }
+
+  std::vector<float> decode_us_;  // by layer
+  float any_decode_us_ = kUnknown, sweep_us_ = kUnknown;
+  std::int64_t num_turns_ = 0;
+  bool sweep_ = false;  // of the latest turn
   std::optional<std::int64_t> idle_since_us_;
-  bool sweep_ = false;
 };
 
 }  // namespace stoker

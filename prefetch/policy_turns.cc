@@ -15,14 +15,13 @@ class TurnsPolicy final : public EvictionPolicy {
   TurnsPolicy(ExpertGrid grid, int num_slots)
       : num_layers_(grid.num_layers),
         slots_(static_cast<std::size_t>(num_slots)),
-        lists_(static_cast<std::size_t>(grid.num_layers) + 1),
-        turn_(static_cast<std::size_t>(grid.num_layers), 0) {}
+        lists_(static_cast<std::size_t>(grid.num_layers) + 1) {}
 
   std::string_view name() const override { return "turns"; }
 
   void begin_turn(int layer) override {
     layer_ = layer;
-    ++turn_[static_cast<std::size_t>(layer)];
+    ++lists_[static_cast<std::size_t>(layer)].turn;
   }
 
   void enter(SlotIdx slot, ExpertId id, Standing standing) override {
@@ -30,29 +29,26 @@ class TurnsPolicy final : public EvictionPolicy {
     s.list = standing == Standing::kCold ? num_layers_ : s.list;
     if (standing == Standing::kUsed || standing == Standing::kGuessed) {
       s.list = id.layer;
-      s.last_turn = turn_[static_cast<std::size_t>(id.layer)];
+      s.last_turn = lists_[static_cast<std::size_t>(id.layer)].turn;
     }
     insert(slot);
   }
 
   void leave(SlotIdx slot, bool /*evicted*/) override { remove(slot); }
 
-  // O(num_layers): compares the oldest of every layer.
+  // O(num_layers), over a contiguous array: compares the oldest of every layer.
   SlotIdx victim() override {
     if (lists_.back().first != kNone) return lists_.back().first;
     SlotIdx best = kNone;
     std::int64_t best_age = -1;
     // Layers in the order of their next turn, the last one first.
     for (int back = 0; back < num_layers_; ++back) {
-      const int layer = (layer_ - back + num_layers_) % num_layers_;
-      const SlotIdx slot = lists_[static_cast<std::size_t>(layer)].first;
-      if (slot == kNone) continue;
-      const std::int64_t age =
-          turn_[static_cast<std::size_t>(layer)] - slots_[static_cast<std::size_t>(slot)].last_turn;
-      if (age > best_age) {
-        best = slot;
-        best_age = age;
-      }
+      const int layer = back <= layer_ ? layer_ - back : layer_ - back + num_layers_;
+      const List& list = lists_[static_cast<std::size_t>(layer)];
+      const std::int64_t age = list.turn - list.first_turn;
+      if (list.first == kNone || age <= best_age) continue;
+      best = list.first;
+      best_age = age;
     }
     CHECK(best != kNone, "a victim of an empty ranking");
     return best;
@@ -67,6 +63,8 @@ class TurnsPolicy final : public EvictionPolicy {
   };
   struct List {  // the one used longest ago first
     SlotIdx first = kNone, last = kNone;
+    std::int64_t first_turn = 0;  // last_turn of the first
+    std::int64_t turn = 0;        // how many turns the layer had
   };
 
   // At its place by last_turn: at the end, but for what a sweep gives back.
@@ -82,6 +80,7 @@ class TurnsPolicy final : public EvictionPolicy {
     s.next = before == kNone ? list.first : slots_[static_cast<std::size_t>(before)].next;
     (s.prev == kNone ? list.first : slots_[static_cast<std::size_t>(s.prev)].next) = slot;
     (s.next == kNone ? list.last : slots_[static_cast<std::size_t>(s.next)].prev) = slot;
+    note_first(list);
   }
 
   void remove(SlotIdx slot) {
@@ -89,13 +88,18 @@ class TurnsPolicy final : public EvictionPolicy {
     List& list = lists_[static_cast<std::size_t>(s.list)];
     (s.prev == kNone ? list.first : slots_[static_cast<std::size_t>(s.prev)].next) = s.next;
     (s.next == kNone ? list.last : slots_[static_cast<std::size_t>(s.next)].prev) = s.prev;
+    note_first(list);
+  }
+
+  void note_first(List& list) const {
+    if (list.first != kNone)
+      list.first_turn = slots_[static_cast<std::size_t>(list.first)].last_turn;
   }
 
   int num_layers_;
   std::vector<Slot> slots_;
   std::vector<List> lists_;
-  std::vector<std::int64_t> turn_;  // by layer: how many it had
-  int layer_ = 0;                   // whose turn it is
+  int layer_ = 0;  // whose turn it is
 };
 
 }  // namespace

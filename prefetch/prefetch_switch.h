@@ -2,18 +2,18 @@
 //
 // What counts is not how often a guess is right but how long a turn takes from the demand for its
 // experts to their release: computing what is there, felt wait for the rest, and the gates that the
-// guesses come from. Turns are cut into epochs of a fixed number. A *trial* is four epochs, on,
-// off, off, on (so that a drift falls on both sides alike); the first turns of an epoch are left
-// out, because they still live on what the epoch before fetched.
+// guesses come from. Turns of decode are cut into epochs. A *trial* runs rounds of four epochs, on,
+// off, off, on (so that a drift falls on both sides alike), until the difference stands clear of
+// its scatter or kMaxRounds have been run. The first turns of an epoch are left out: they live on
+// what the epoch before fetched.
 //
-//   trial --gain at least kMinGain--> on  --after kOnEpochs--> trial
-//     |                                                         (now kept at gain kKeepGain or
-//     more)
-//     +-----------less--------------> off --after a pause-----> trial
+//   begin: on, for kFirstOnEpochs -> trial --gain kMinGain--> on, for kOnEpochs -> trial
+//                                     |                          (kKeepGain is enough to stay on)
+//                                     +--less--> off, for kOffEpochs -> trial
 //
-// The pause begins with kOffEpochs and doubles with each trial in a row that fails, up to
-// kMaxOffEpochs: where fetching ahead never pays, less than one turn in a hundred is spent on
-// finding out. Without an idle moment of the drive nothing is fetched in the on epochs either.
+// Each trial in a row that fails doubles the next pause, up to kMaxOffEpochs: where fetching ahead
+// does not pay, few turns are spent on finding that out again. Where the drive has no idle time
+// nothing is fetched in the on epochs either.
 #pragma once
 
 #include <array>
@@ -23,11 +23,13 @@ namespace stoker {
 
 class PrefetchSwitch {
  public:
-  static constexpr double kMinGain = 0.02;    // share of the time that must be saved to turn it on
-  static constexpr double kKeepGain = 0.005;  // and to leave it on
-  static constexpr int kOnEpochs = 32;
-  static constexpr int kOffEpochs = 32;
-  static constexpr int kMaxOffEpochs = 512;
+  static constexpr double kMinGain = 0.02;    // share of a turn's time that must be saved
+  static constexpr double kKeepGain = 0.005;  // once it is on
+  static constexpr int kFirstOnEpochs = 4;
+  static constexpr int kOnEpochs = 64;
+  static constexpr int kOffEpochs = 64;
+  static constexpr int kMaxOffEpochs = 1024;
+  static constexpr int kMaxRounds = 4;
 
   explicit PrefetchSwitch(int turns_per_epoch) : turns_per_epoch_(turns_per_epoch) {}
 
@@ -41,18 +43,33 @@ class PrefetchSwitch {
 
  private:
   enum class State : std::uint8_t { kTrial, kOn, kOff };
-  static constexpr int kTrialEpochs = 4;
+  static constexpr int kRoundEpochs = 4;
+  // Times of turns, on one side of a trial.
+  struct Side {
+    double count = 0.0, sum = 0.0, sum_of_squares = 0.0;
+
+    void add(double us) {
+      count += 1.0;
+      sum += us;
+      sum_of_squares += us * us;
+    }
+    double mean() const { return sum / count; }
+    // Square of the mean's standard error.
+    double error() const { return (sum_of_squares / count - mean() * mean()) / count; }
+  };
 
   void end_epoch();
-  void end_trial();
+  void end_round();
+  void enter(State state, int num_epochs);
 
   int turns_per_epoch_;
-  State state_ = State::kTrial;
-  bool was_on_ = false;  // before the trial
-  int epoch_ = 0;        // of the state
-  int turn_ = 0;         // of the epoch
+  State state_ = State::kOn;
+  bool was_on_ = false;  // before the trial, by an earlier one's verdict
+  int epochs_left_ = kFirstOnEpochs;
+  int turn_ = 0;  // of the epoch
+  int num_rounds_ = 0;
   int off_epochs_ = kOffEpochs;
-  std::array<std::int64_t, 2> trial_us_{};  // off, on
+  std::array<Side, 2> sides_;  // off, on
   double gain_ = 0.0;
   int num_trials_ = 0;
 };

@@ -5,7 +5,8 @@
 namespace stoker {
 namespace {
 
-constexpr int kTokensPerEpoch = 16;
+constexpr int kTokensPerEpoch = 8;
+constexpr int kMinTurnsPerEpoch = 128;
 // A wish must be this many times likelier than its victim: the victim's chance comes back every
 // turn.
 constexpr double kVictimFactor = 2.0;
@@ -23,7 +24,7 @@ Prefetcher::Prefetcher(const ExpertShapes& shapes, ExpertGrid grid, const Prefet
       predictor_(shapes, grid, options.min_odds),
       reuse_(shapes),
       windows_(shapes.num_layers()),
-      switch_(kTokensPerEpoch * shapes.num_moe_layers()) {}
+      switch_(std::max(kTokensPerEpoch * shapes.num_moe_layers(), kMinTurnsPerEpoch)) {}
 
 void Prefetcher::look_ahead(const LookAhead& guesses, WouldMiss would_miss) {
   if (options_.enabled) predictor_.look_ahead(guesses, would_miss);
