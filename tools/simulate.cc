@@ -58,8 +58,7 @@ struct SimulateFlags {
 // One combination.
 struct Setup {
   SimulationOptions options;
-  std::string drive;
-  std::string predictor;
+  std::string drive, prefetch, predictor;
 };
 
 bool is_file(const std::string& path) {
@@ -116,19 +115,27 @@ Predictor predictor_named(const std::string& name) {
                               : Predictor::kGate;
 }
 
-// How the model's experts are stored: as the flags say, else as its files do, else as published.
+// How the model's experts are stored: as the flags say, else as its files do; as published where
+// there is only a config.json.
 Result<QuantSpec> experts_of(const SimulateFlags& flags, const ModelConfig& config) {
   if (!flags.experts.experts.empty()) return expert_spec_of(flags.experts);
-  QuantSpec spec;
-  spec.format = config.stored_format;
-  return spec;
+  QuantSpec published;
+  published.format = config.stored_format;
+  if (is_file(flags.model)) return published;
+  ASSIGN_OR_RETURN(const std::filesystem::path directory, model_directory(flags.model));
+  const Result<ModelReport> report = inspect_model(directory);
+  if (report.ok()) return report->expert_spec;
+  if (report.error().code() == ErrorCode::kNotFound) return published;
+  return report.error();
 }
 
 Result<ComputeCosts> costs_of(const SimulateFlags& flags, const ModelConfig& config,
                               QuantSpec experts) {
   ComputeCosts costs = costs_at_bandwidth(config, experts, flags.memory * 1e9);
   if (!flags.compute_us.empty()) {
-    costs.layer_us = flags.compute_us[0];
+    const double factor = flags.compute_us[0] / (costs.layer_us + costs.shared_us);
+    costs.layer_us *= factor;
+    costs.shared_us *= factor;
     costs.expert_us = flags.compute_us[1];
     if (flags.compute_us.size() > 2) costs.step_us = flags.compute_us[2];
   }
@@ -155,32 +162,55 @@ Result<std::vector<int>> slots_of(const SimulateFlags& flags, const ModelConfig&
   return slots;
 }
 
-Result<std::vector<Setup>> setups_of(const SimulateFlags& flags, const std::vector<int>& slots,
-                                     const ComputeCosts& costs) {
-  std::vector<Setup> setups;
-  for (const std::string& drive : flags.drives) {
-    ASSIGN_OR_RETURN(const std::vector<ModelledDrive> drives,
-                     parse_drives(drive, flags.latency_us));
-    for (const int count : slots) {
-      for (const std::string& policy : flags.policies) {
-        for (const std::string& prefetch : flags.prefetch) {
-          for (const std::string& predictor : flags.predictors) {
-            Setup setup;
-            setup.options.num_slots = count;
-            setup.options.policy = policy;
-            setup.options.prefetch.enabled = prefetch == "on";
-            setup.options.drives = drives;
-            setup.options.costs = costs;
-            setup.options.skipped_tokens = flags.skip;
-            setup.drive = drive;
-            setup.predictor = prefetch == "on" ? predictor : "none";
-            setups.push_back(std::move(setup));
-            if (prefetch == "off") break;  // nobody's guesses matter
-          }
-        }
-      }
+// Every setup with every value: apply(copy, value) says whether the two go together.
+template <typename Value, typename Apply>
+void expand(std::vector<Setup>& setups, const std::vector<Value>& values, const Apply& apply) {
+  std::vector<Setup> all;
+  for (const Setup& setup : setups) {
+    for (const Value& value : values) {
+      Setup copy = setup;
+      if (apply(copy, value)) all.push_back(std::move(copy));
     }
   }
+  setups = std::move(all);
+}
+
+Result<std::vector<Setup>> setups_of(const SimulateFlags& flags, const std::vector<int>& slots,
+                                     const ComputeCosts& costs) {
+  std::vector<Setup> setups(1);
+  setups[0].options.costs = costs;
+  setups[0].options.skipped_tokens = flags.skip;
+  Status bad_drive;
+  expand(setups, flags.drives, [&](Setup& setup, const std::string& drive) {
+    Result<std::vector<ModelledDrive>> drives = parse_drives(drive, flags.latency_us);
+    if (!drives.ok()) {
+      bad_drive = drives.error();
+      return false;
+    }
+    setup.drive = drive;
+    setup.options.drives = *std::move(drives);
+    return true;
+  });
+  RETURN_IF_ERROR(std::move(bad_drive));
+  expand(setups, slots, [](Setup& setup, int count) {
+    setup.options.num_slots = count;
+    return true;
+  });
+  expand(setups, flags.policies, [](Setup& setup, const std::string& policy) {
+    setup.options.policy = policy;
+    return true;
+  });
+  expand(setups, flags.prefetch, [](Setup& setup, const std::string& prefetch) {
+    setup.prefetch = prefetch;
+    setup.options.prefetch.enabled = prefetch != "off";
+    setup.options.prefetch.adaptive = prefetch == "on";
+    return true;
+  });
+  expand(setups, flags.predictors, [&](Setup& setup, const std::string& predictor) {
+    const bool heard = setup.options.prefetch.enabled;
+    setup.predictor = heard ? predictor : "none";
+    return heard || predictor == flags.predictors.front();
+  });
   return setups;
 }
 
@@ -206,6 +236,7 @@ std::string to_json_line(const Setup& setup, const Simulated& result) {
   object.add("slots", setup.options.num_slots)
       .add("drive", setup.drive)
       .add("policy", setup.options.policy)
+      .add("prefetch", setup.prefetch)
       .add("predictor", setup.predictor)
       .add("prefill", to_json(result.prefill))
       .add("decode", to_json(result.decode));
@@ -214,9 +245,10 @@ std::string to_json_line(const Setup& setup, const Simulated& result) {
 
 std::string heading() {
   return fmt::format(
-      "{:>6} {:>6} {:<7} {:<8} {:<7} {:>5} {:>5} {:>5} {:>6} {:>8} {:>8} {:>8} {:>6} {:>7} {:>7}\n",
-      "slots", "drive", "policy", "guesses", "part", "hit", "late", "miss", "Belady", "demanded",
-      "guessed", "wasted", "wait", "tok/s", "bound");
+      "{:>6} {:>6} {:<7} {:<8} {:<8} {:<7} {:>5} {:>5} {:>5} {:>6} {:>8} {:>8} {:>8} {:>6} {:>7} "
+      "{:>7}\n",
+      "slots", "drive", "policy", "prefetch", "guesses", "part", "hit", "late", "miss", "Belady",
+      "demanded", "guessed", "wasted", "wait", "tok/s", "bound");
 }
 
 std::string to_line(const Setup& setup, const char* part, const SimulatedSteps& steps) {
@@ -230,10 +262,11 @@ std::string to_line(const Setup& setup, const char* part, const SimulatedSteps& 
   };
   const LayerCounters& counters = steps.counters;
   return fmt::format(
-      "{:>6} {:>6} {:<7} {:<8} {:<7} {:>4.1f}% {:>4.1f}% {:>4.1f}% {:>5.1f}% {:>6.1f}MB {:>6.1f}MB "
+      "{:>6} {:>6} {:<7} {:<8} {:<8} {:<7} {:>4.1f}% {:>4.1f}% {:>4.1f}% {:>5.1f}% {:>6.1f}MB "
+      "{:>6.1f}MB "
       "{:>6.1f}MB {:>5.1f}% {:>7.3f} {:>7.3f}\n",
-      setup.options.num_slots, setup.drive, setup.options.policy, setup.predictor, part,
-      share(counters.hit), share(counters.late), share(counters.miss),
+      setup.options.num_slots, setup.drive, setup.options.policy, setup.prefetch, setup.predictor,
+      part, share(counters.hit), share(counters.late), share(counters.miss),
       share(steps.num_uses() - steps.fewest_reads), per_token(counters.demand_bytes),
       per_token(counters.prefetch_used_bytes), per_token(counters.prefetch_wasted_bytes),
       100.0 * static_cast<double>(counters.felt_wait_us) /
@@ -314,9 +347,10 @@ void add_replay_flags(CLI::App& app, SimulateFlags& flags, CLI::Option* trace) {
   app.add_option("--policy", flags.policies, "Who is evicted (default lru)")
       ->delimiter(',')
       ->check(CLI::IsMember(policies));
-  app.add_option("--prefetch", flags.prefetch, "Whether to read ahead (default on)")
+  app.add_option("--prefetch", flags.prefetch,
+                 "Whether to read ahead; always: even where it does not pay (default on)")
       ->delimiter(',')
-      ->check(CLI::IsMember({"on", "off"}));
+      ->check(CLI::IsMember({"on", "off", "always"}));
   app.add_option("--predictor", flags.predictors,
                  "Whose guesses: the trace's, the token before, or what will come (default gate)")
       ->delimiter(',')

@@ -73,7 +73,7 @@ class Replay {
     auto replay = std::unique_ptr<Replay>(new Replay(config, experts, trace, options, max_rows));
     ExpertManagerOptions manager_options;
     manager_options.policy = options.policy;
-    // TMP manager_options.prefetch = options.prefetch;
+    manager_options.prefetch = options.prefetch;
     ASSIGN_OR_RETURN(replay->manager_,
                      ExpertManager::create(expert_layers(config), replay->source_, replay->reader_,
                                            replay->arena_, replay->clock_, manager_options));

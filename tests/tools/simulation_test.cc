@@ -69,6 +69,7 @@ TEST(Simulate, RepeatsARunWithoutPrefetchExactly) {
       test::TinyPaging paging;
       paging.num_slots = num_slots;
       paging.manager.policy = policy;
+      paging.manager.prefetch.enabled = false;
       test::TinyEngine engine(test::tiny_config(), std::make_unique<ReferenceBackend>(),
                               test::kTinyRunner, nullptr, paging);
       TraceRecorder recorder(engine.config(), "tiny");
@@ -157,6 +158,25 @@ TEST(Simulate, NothingBeatsItsBounds) {
       }
     }
   }
+}
+
+// Where the drive is idle half the time: guesses help, and the better the more.
+TEST(Simulate, PrefetchTurnsGuessesIntoTime) {
+  const ModelConfig config = slice();
+  const RoutingTrace trace = generated(config, 300);
+  const auto run = [&](bool prefetch, Predictor predictor) {
+    SimulationOptions options = options_of(6 * 26, prefetch);
+    options.drives[0].bytes_per_second = 14e9;
+    options.skipped_tokens = 100;
+    return simulate(config, kInt4, with_predictor(trace, predictor), options)->decode;
+  };
+  const SimulatedSteps off = run(false, Predictor::kGate);
+  const SimulatedSteps gate = run(true, Predictor::kGate);
+  const SimulatedSteps perfect = run(true, Predictor::kPerfect);
+  EXPECT_EQ(off.counters.late + off.counters.prefetch_used_bytes, 0);
+  EXPECT_LT(gate.us, off.us * 95 / 100);
+  EXPECT_LT(perfect.us, gate.us);
+  EXPECT_LT(perfect.counters.prefetch_wasted_bytes, gate.counters.prefetch_wasted_bytes / 4);
 }
 
 TEST(Simulate, ARunIsTheSameEveryTime) {
