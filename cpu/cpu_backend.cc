@@ -325,6 +325,18 @@ void CpuBackend::route(const StepView& step, const RouteParams& params) {
   });
 }
 
+void CpuBackend::pass_guards(std::span<const ExpertPart> parts) {
+  part_usable_.assign(parts.size(), 1);
+  guarded_parts_.clear();
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    if (parts[i].guard != nullptr) guarded_parts_.push_back(static_cast<int>(i));
+  }
+  team_.run(static_cast<int>(guarded_parts_.size()), [&](int task, int) {
+    const int index = guarded_parts_[task];
+    part_usable_[index] = parts[index].passes_guard() ? 1 : 0;
+  });
+}
+
 bool CpuBackend::check_part(const ExpertPart& part) {
   const bool gate_up = part.half == ExpertHalf::kGateUp;
   const QuantView& view = gate_up ? part.gate : part.down;
@@ -357,8 +369,9 @@ CpuBackend::StagedUse CpuBackend::stage_use(const ExpertParams& params, const Ex
 void CpuBackend::expert_half(const ExpertParams& params, ExpertHalf half, DType panel_dtype) {
   const bool gate_up = half == ExpertHalf::kGateUp;
   bool begun = false;
-  for (const ExpertPart& part : params.parts) {
-    if (part.half != half) continue;
+  for (std::size_t i = 0; i < params.parts.size(); ++i) {
+    const ExpertPart& part = params.parts[i];
+    if (part.half != half || part_usable_[i] == 0) continue;
     const QuantView& view = gate_up ? part.gate : part.down;
     if (products_.panel_dtype(view.spec.format) != panel_dtype || !check_part(part)) continue;
     if (!begun) {
@@ -383,6 +396,7 @@ void CpuBackend::expert_half(const ExpertParams& params, ExpertHalf half, DType 
 }
 
 void CpuBackend::experts(const StepView& /*step*/, const ExpertParams& params) {
+  pass_guards(params.parts);
   for (const ExpertHalf half : {ExpertHalf::kGateUp, ExpertHalf::kDown}) {
     expert_half(params, half, DType::kBf16);
     expert_half(params, half, DType::kF32);

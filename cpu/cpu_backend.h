@@ -88,6 +88,8 @@ class CpuBackend final : public Backend {
   // One half of experts(); the parts whose weights prefill computes in `panel_dtype`.
   void expert_half(const ExpertParams& params, ExpertHalf half, DType panel_dtype);
   StagedUse stage_use(const ExpertParams& params, const ExpertUse& use, ExpertHalf half);
+  // Lets the workers check landed blocks; fills part_usable_.
+  void pass_guards(std::span<const ExpertPart> parts);
   bool check_part(const ExpertPart& part);
   void update_angles(const StepView& step);
 
@@ -102,6 +104,8 @@ class CpuBackend final : public Backend {
   std::vector<std::int32_t> angle_positions_;  // positions that cos_ and sin_ are of
   std::vector<float> cos_, sin_;               // [T, inv_freq]
   std::vector<StagedUse> staged_;
+  std::vector<std::uint8_t> part_usable_;  // of the parts of an experts() call
+  std::vector<int> guarded_parts_;
   std::vector<Scratch> row_scratch_;  // per worker
 };
 

@@ -122,8 +122,11 @@ STOKER_KERNEL void with_type(DType dtype, F f) {
 }
 
 #include "cpu/kernels_attend-inl.h"
+#include "cpu/kernels_peak-inl.h"
 #include "cpu/kernels_rows-inl.h"
 #include "cpu/kernels_tile-inl.h"
+// After it: built on the same formats.
+#include "cpu/kernels_many-inl.h"
 
 constexpr Kernels kTable = {
     .isa = Simd::kIsa,
@@ -142,4 +145,5 @@ constexpr Kernels kTable = {
     .add_weighted = add_weighted,
     .softmax = softmax,
     .relu_weigh = relu_weigh,
+    .fma_peak = fma_peak,
 };

@@ -48,6 +48,14 @@ inline constexpr int kPanelDepthAlign = 32;  // a BF16 panel's inputs are padded
 inline constexpr int kLaneAlign = 16;        // dims and strides of attention's F32 rows
 inline constexpr int kInputAlign = 8;        // inputs of a row for tile_product
 
+// Distance, in floats, at which rows for tile_product should lie. The sizes of models are multiples
+// of 1024, which would put the same group of every row on the same sets of a cache.
+constexpr std::int64_t input_stride(std::int64_t cols) {
+  constexpr std::int64_t kSets = 1024, kApart = 144;
+  const std::int64_t stride = (cols + 15) / 16 * 16;
+  return stride + (stride % kSets < kApart ? kApart - stride % kSets : 0);
+}
+
 // Dtypes are kF32 or kBf16.
 struct Kernels {
   Isa isa;
@@ -94,6 +102,10 @@ struct Kernels {
   // out[j] = sum_i relu(s[i][j]) * w[i], i ascending
   void (*relu_weigh)(const float* s, std::int64_t s_stride, int num_i, const float* w, int num_j,
                      float* out);
+
+  // Nothing but F32 fused multiply-adds, for measuring their peak: returns how many there were.
+  // `out` takes 16 floats, which depend on all of them.
+  std::int64_t (*fma_peak)(std::int64_t rounds, float seed, float* out);
 };
 
 // The kernels that `isa` runs: its own, or the next lower that were compiled.

@@ -39,6 +39,9 @@ struct Simd {
   static constexpr Isa kIsa = Isa::kAvx512;
   static constexpr int kLanes = 16;
   static constexpr int kMaxRows = 4;
+  static constexpr int kManyRows = 5;
+  static constexpr int kRowBlock = 4;
+  static constexpr int kPassesAtOnce = 2;
   static constexpr int kDotRows = 4;
   static constexpr bool kPaired = true;
   using V = __m512;

@@ -166,32 +166,35 @@ STOKER_KERNEL void tile_dot(const TileMatrix& w, std::int64_t tile, const float*
   }
 }
 
+STOKER_KERNEL const float* input_row(const TileProduct& p, int row) {
+  return p.x + (p.x_rows != nullptr ? p.x_rows[row] : row) * p.x_stride;
+}
+
+// Stores what a tile gives for a row: `total`, gated by up() where there is an up.
+template <typename T, typename Up>
+STOKER_KERNEL void finish_tile(const TileProduct& p, std::int64_t tile, int row, V16 total, Up up) {
+  if (p.up.payload != nullptr) {
+    const V16 gate = rounded16(total, static_cast<T*>(nullptr));
+    const V16 silu = each([&](int s) { return silu_v(gate.v[s]); });
+    total = mul16(silu, rounded16(up(), static_cast<T*>(nullptr)));
+  }
+  T* y = static_cast<T*>(p.y) + (p.y_rows != nullptr ? p.y_rows[row] : row) * p.y_stride;
+  store_at(y, tile * kTile, p.w.rows, total);
+}
+
 template <typename Format, typename T, int R>
 static void tile_rows(const TileProduct& p, std::int64_t tile, int row) {
   const float* x[R];
-  for (int r = 0; r < R; ++r) {
-    x[r] = p.x + (p.x_rows != nullptr ? p.x_rows[row + r] : row + r) * p.x_stride;
-  }
-  V16 total[R];
+  for (int r = 0; r < R; ++r) x[r] = input_row(p, row + r);
+  V16 total[R], up[R];
   tile_dot<Format, R>(p.w, tile, x, total);
-  if (p.up.payload != nullptr) {
-    V16 up[R];
-    tile_dot<Format, R>(p.up, tile, x, up);
-    for (int r = 0; r < R; ++r) {
-      const V16 gate = rounded16(total[r], static_cast<T*>(nullptr));
-      const V16 silu = each([&](int s) { return silu_v(gate.v[s]); });
-      total[r] = mul16(silu, rounded16(up[r], static_cast<T*>(nullptr)));
-    }
-  }
-  for (int r = 0; r < R; ++r) {
-    T* y = static_cast<T*>(p.y) + (p.y_rows != nullptr ? p.y_rows[row + r] : row + r) * p.y_stride;
-    store_at(y, tile * kTile, p.w.rows, total[r]);
-  }
+  if (p.up.payload != nullptr) tile_dot<Format, R>(p.up, tile, x, up);
+  for (int r = 0; r < R; ++r) finish_tile<T>(p, tile, row + r, total[r], [&] { return up[r]; });
 }
 
 template <typename Format, typename T>
-static void tile_all(const TileProduct& p) {
-  for (std::int64_t tile = p.tile_begin; tile < p.tile_end; ++tile) {
+static void few_rows(const TileProduct& p, std::int64_t tile_begin) {
+  for (std::int64_t tile = tile_begin; tile < p.tile_end; ++tile) {
     int row = 0;
     if constexpr (Simd::kMaxRows >= 4) {
       for (; row + 4 <= p.num_rows; row += 4) tile_rows<Format, T, 4>(p, tile, row);
@@ -201,12 +204,6 @@ static void tile_all(const TileProduct& p) {
     }
     for (; row < p.num_rows; ++row) tile_rows<Format, T, 1>(p, tile, row);
   }
-}
-
-static void tile_product(const TileProduct& p) {
-  with_format(p.w.format, [&](auto format) {
-    with_type(p.y_dtype, [&]<typename T>(T*) { tile_all<decltype(format), T>(p); });
-  });
 }
 
 // d in natural arrangement.

@@ -53,7 +53,7 @@ Status Products::prepare(std::int64_t cols, QuantFormat format) {
 
 void Products::begin(std::int64_t cols, DType panel_dtype) {
   cols_ = cols;
-  padded_cols_ = ceil_div(cols, kInputAlign) * kInputAlign;
+  decode_stride_ = input_stride(cols);
   panel_dtype_ = panel_dtype;
   decode_rows_.clear();
   prefill_rows_.clear();
@@ -96,6 +96,7 @@ void Products::cut(std::int32_t index) {
     const std::int64_t bytes = product.w.tile_bytes * (product.up.payload != nullptr ? 2 : 1);
     const std::int64_t share = ceil_div(num_tiles, 4 * team_.num_threads());
     step = std::max<std::int64_t>(1, std::min(share, kPieceBytes / bytes));
+    if (product.num_rows > 1) step += step % 2;  // tiles are taken in pairs where rows are many
     if (num_tiles * bytes * product.num_rows <= kInlineBytes) step = num_tiles;
   }
   for (std::int32_t tile = 0; tile < num_tiles; tile += static_cast<std::int32_t>(step)) {
@@ -105,7 +106,7 @@ void Products::cut(std::int32_t index) {
 }
 
 void Products::copy_rows() {
-  decode_base_ = decode_x_.reserve_array<float>(decode_rows_.size() * padded_cols_);
+  decode_base_ = decode_x_.reserve_array<float>(decode_rows_.size() * decode_stride_);
   const std::int64_t row_bytes = cols_ * dtype_bytes(panel_dtype_);
   prefill_base_ = nullptr;
   if (!prefill_rows_.empty()) {
@@ -118,7 +119,7 @@ void Products::copy_rows() {
   const auto copy = [&](int row) {
     if (row < num_decode) {
       kernels_.prepare_row(decode_rows_[row].src, decode_rows_[row].dtype, cols_,
-                           decode_base_ + row * padded_cols_);
+                           decode_base_ + row * decode_stride_);
     } else {
       const StagedRow& from = prefill_rows_[row - num_decode];
       kernels_.convert(from.src, from.dtype, prefill_base_ + (row - num_decode) * row_bytes,
@@ -154,7 +155,7 @@ void Products::run_decode(const Product& product, const Piece& piece) {
   kernels_.tile_product({.w = product.w,
                          .up = product.up,
                          .x = decode_base_,
-                         .x_stride = padded_cols_,
+                         .x_stride = decode_stride_,
                          .x_rows = product.x_rows,
                          .y = product.y.data,
                          .y_dtype = product.y.dtype,

@@ -75,11 +75,11 @@ class Products {
   PanelMatmul matmul_;
   std::vector<Worker> workers_;
 
-  std::int64_t cols_ = 0, padded_cols_ = 0;
+  std::int64_t cols_ = 0, decode_stride_ = 0;
   DType panel_dtype_ = DType::kF32;
   std::vector<StagedRow> decode_rows_, prefill_rows_;
   Scratch decode_x_, prefill_x_;
-  float* decode_base_ = nullptr;       // [decode rows, padded_cols]
+  float* decode_base_ = nullptr;       // [decode rows, decode_stride]
   std::byte* prefill_base_ = nullptr;  // [prefill rows + kMatmulRows, cols]
   std::vector<Product> products_;
   std::vector<Piece> pieces_;

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <memory>
 #include <new>
+#include <span>
 #include <vector>
 
 namespace stoker {
@@ -13,18 +14,20 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::int64_t kPieceBytes = 1 << 20;
 
-// Wide enough sums that the loads set the pace.
-std::uint64_t sum(const std::uint64_t* words, std::int64_t count) {
+}  // namespace
+
+std::uint64_t read_through(std::span<const std::byte> memory) {
+  // Wide enough sums that the loads set the pace.
+  const auto* const words = reinterpret_cast<const std::uint64_t*>(memory.data());
+  const std::size_t count = memory.size() / sizeof(std::uint64_t);
   std::uint64_t partial[16] = {};
-  for (std::int64_t i = 0; i + 16 <= count; i += 16) {
+  for (std::size_t i = 0; i + 16 <= count; i += 16) {
     for (int j = 0; j < 16; ++j) partial[j] += words[i + j];
   }
   std::uint64_t total = 0;
   for (const std::uint64_t value : partial) total += value;
   return total;
 }
-
-}  // namespace
 
 double measure_read_bandwidth(Team& team, std::int64_t bytes, int rounds) {
   const auto pieces = static_cast<int>(bytes / kPieceBytes);
@@ -40,7 +43,8 @@ double measure_read_bandwidth(Team& team, std::int64_t bytes, int rounds) {
   for (int round = 0; round < rounds; ++round) {
     const Clock::time_point start = Clock::now();
     team.run(pieces, [&](int piece, int /*worker*/) {
-      sums[piece] += sum(memory.get() + piece * words, words);
+      sums[piece] += read_through(
+          std::as_bytes(std::span(memory.get() + piece * words, static_cast<std::size_t>(words))));
     });
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     rates.push_back(static_cast<double>(pieces) * kPieceBytes / seconds);

@@ -343,6 +343,7 @@ void ReferenceBackend::route(const StepView& step, const RouteParams& params) {
 
 void ReferenceBackend::experts(const StepView& /*step*/, const ExpertParams& params) {
   for (const ExpertPart& part : params.parts) {
+    if (!part.passes_guard()) continue;
     const ExpertUse& use = params.uses[part.use];
     for (std::size_t i = 0; i < use.rows.size(); ++i) {
       const auto slot = static_cast<std::int64_t>(use.slot_begin + i);

@@ -45,7 +45,7 @@ Status CudaBackend::run_parts(const ExpertParams& params) {
   for (const ExpertHalf half : {ExpertHalf::kGateUp, ExpertHalf::kDown}) {
     const bool gate_up = half == ExpertHalf::kGateUp;
     for (const ExpertPart& part : params.parts) {
-      if (part.half != half) continue;
+      if (part.half != half || !part.passes_guard()) continue;
       const QuantView& first = gate_up ? part.gate : part.down;
       RETURN_IF_ERROR(check_part(first));
       if (gate_up) RETURN_IF_ERROR(check_part(part.up));

@@ -12,9 +12,11 @@ namespace {
 std::int64_t align_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
 std::int64_t ceil_div(std::int64_t n, std::int64_t by) { return (n + by - 1) / by; }
 
-// Rows of a block of about kBlockTarget bytes: a multiple of a tile, at least one.
+// Rows of a block of about kBlockTarget bytes: a whole number of tiles, and of pairs of tiles where
+// they are small enough, since kernels take them in pairs where rows are many.
 std::int64_t rows_per_block(std::int64_t bytes_per_tile) {
-  return std::max<std::int64_t>(1, kBlockTarget / bytes_per_tile) * kTileRows;
+  const std::int64_t tiles = std::max<std::int64_t>(1, kBlockTarget / bytes_per_tile);
+  return (tiles > 1 ? tiles / 2 * 2 : 1) * kTileRows;
 }
 
 // Payloads are multiples of it as they are: a turn has 64 bytes.

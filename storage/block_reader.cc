@@ -86,7 +86,7 @@ class FileBlockReader final : public BlockReader {
 };
 
 Status FileBlockReader::open() {
-  CHECK(options_.demand_bytes_in_flight > 0 && options_.speculative_bytes_in_flight > 0);
+  CHECK(options_.demand_bytes_in_flight >= 0 && options_.speculative_bytes_in_flight > 0);
   RETURN_IF_ERROR(open_files());
   std::vector<int> descriptors;
   for (const ReadFile& file : files_) descriptors.push_back(file.fd());

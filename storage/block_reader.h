@@ -26,9 +26,9 @@ struct ReaderOptions {
   IoChoice io = IoChoice::kAuto;
   DirectChoice direct = DirectChoice::kAuto;
   bool register_memory = true;
-  // In flight per drive, for demanded reads and for all others. A demanded read waits at most for
-  // what the others have in flight.
-  std::int64_t demand_bytes_in_flight = std::int64_t{32} << 20;
+  // In flight per drive, for demanded reads (0: what the drive turns out to like, from 8 to 64 MiB)
+  // and for all others. A demanded read waits at most for what the others have in flight.
+  std::int64_t demand_bytes_in_flight = 0;
   std::int64_t speculative_bytes_in_flight = std::int64_t{4} << 20;
   int pread_threads = 16;  // per drive
   // Puts something between reader and engine; tests do.

@@ -18,13 +18,22 @@ constexpr int kMaxStalled = 100;
 constexpr std::int64_t kMeasureUs = 20'000;
 constexpr double kMeasureWeight = 0.25;
 
+// In flight. No single one is right: a virtual disk gave 2.28 GB/s with 8 MiB and 1.98 from 16 MiB
+// on, an hour later 1.70 with 8 and 1.80 from 16 on; NVMe drives want 16 to 64.
+constexpr std::array<std::int64_t, 4> kDepths = {8 << 20, 16 << 20, 32 << 20, 64 << 20};
+
 std::int64_t now_us() { return SteadyClock().now_us(); }
 
 }  // namespace
 
 Drive::Drive(const ExtentSource& source, std::unique_ptr<Engine> engine, DriveLimits limits,
              DriveLoad& load)
-    : source_(source), engine_(std::move(engine)), limits_(limits), load_(load) {
+    : source_(source),
+      engine_(std::move(engine)),
+      load_(load),
+      speculative_limit_(limits.speculative_bytes),
+      demand_limit_(limits.demand_bytes > 0 ? std::span<const std::int64_t>(&limits.demand_bytes, 1)
+                                            : std::span<const std::int64_t>(kDepths)) {
   const auto capacity = static_cast<std::size_t>(engine_->capacity());
   issued_.resize(capacity);
   ops_done_.resize(capacity);
@@ -61,8 +70,8 @@ void Drive::issue() {
   while (!queue_.empty()) {
     const QueuedRead& next = queue_.top();
     const std::int64_t limit = next.read.read_class == ReadClass::kDemand
-                                   ? limits_.demand_bytes
-                                   : limits_.speculative_bytes;
+                                   ? demand_limit_.bytes_in_flight()
+                                   : speculative_limit_;
     if (reading_bytes_ > 0 && reading_bytes_ + next.bytes > limit) break;
     std::array<Extent, kMaxExtents> extents;
     const int count = source_.extents(next.read.id, next.read.block, next.read.replica, extents);
@@ -71,9 +80,9 @@ void Drive::issue() {
     issue(queue_.pop(), {extents.data(), static_cast<std::size_t>(count)});
     any = true;
   }
-  if (!any) return;
+  full_ = !queue_.empty() && queue_.top().read.read_class == ReadClass::kDemand;
   count_time();
-  engine_->submit();
+  if (any) engine_->submit();
 }
 
 void Drive::issue(const QueuedRead& next, std::span<const Extent> extents) {
@@ -177,7 +186,7 @@ void Drive::finish(std::size_t place) {
 }
 
 // Called when reads were issued or have completed: keeps the time with any read under way, and
-// measures the drive while it has at least half of what it may have.
+// measures the drive while it has all that it may have.
 void Drive::count_time() {
   const std::int64_t now = now_us();
   if (num_issued_ > 0 && !load_.busy.running()) load_.busy.start(now);
@@ -187,11 +196,12 @@ void Drive::count_time() {
 
 void Drive::measure(std::int64_t now_us) {
   if (full_since_us_ != 0) {
+    demand_limit_.add(came_bytes_, now_us - full_since_us_);
     full_us_ += now_us - full_since_us_;
     full_bytes_ += came_bytes_;
   }
   came_bytes_ = 0;
-  full_since_us_ = reading_bytes_ * 2 >= limits_.demand_bytes ? now_us : 0;
+  full_since_us_ = full_ ? now_us : 0;
   if (full_us_ < kMeasureUs) return;
   const double measured = static_cast<double>(full_bytes_) * 1e6 / static_cast<double>(full_us_);
   const double known = load_.bytes_per_second;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/interface/expert_source.h"
+#include "storage/depth_tuner.h"
 #include "storage/engine.h"
 #include "storage/extent.h"
 #include "storage/read_queue.h"
@@ -18,7 +19,7 @@
 namespace stoker::storage {
 
 struct DriveLimits {
-  std::int64_t demand_bytes = 0;       // in flight, as long as demanded reads wait
+  std::int64_t demand_bytes = 0;       // in flight, as long as demanded reads wait; 0: what pays
   std::int64_t speculative_bytes = 0;  // in flight at most, when a read of another class is issued
 };
 
@@ -104,8 +105,9 @@ class Drive {
 
   const ExtentSource& source_;
   std::unique_ptr<Engine> engine_;
-  DriveLimits limits_;
   DriveLoad& load_;
+  std::int64_t speculative_limit_;
+  DepthTuner demand_limit_;
 
   ReadQueue queue_;
   std::vector<Issued> issued_;
@@ -116,9 +118,10 @@ class Drive {
   std::vector<ReadOpDone> ops_done_;
   std::vector<BlockDone> done_;
 
-  std::int64_t came_bytes_ = 0;     // since the time was last counted
-  std::int64_t full_since_us_ = 0;  // since when the drive has had enough to do; 0: it has not
-  std::int64_t full_us_ = 0, full_bytes_ = 0;  // time with enough to do, and what came in it
+  std::int64_t came_bytes_ = 0;                // since the time was last counted
+  bool full_ = false;                          // demanded reads wait for others to complete
+  std::int64_t full_since_us_ = 0;             // 0: it is not
+  std::int64_t full_us_ = 0, full_bytes_ = 0;  // time when it was, and what came then
 };
 
 }  // namespace stoker::storage

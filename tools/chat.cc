@@ -16,6 +16,7 @@
 #include "tools/chat_commands.h"
 #include "tools/chat_session.h"
 #include "tools/command.h"
+#include "tools/expert_stats.h"
 #include "tools/line_editor.h"
 #include "tools/progress_bar.h"
 #include "tools/standard_io.h"
@@ -92,11 +93,14 @@ void Chat::show_status(const Generation& generation) {
   const char* end = "";
   if (generation.finish == FinishReason::kCancelled) end = "stopped; ";
   if (generation.finish == FinishReason::kLength) end = "cut off at the limit; ";
+  std::string experts = describe_counters(counts.decode_experts, counts.decode_s);
+  if (!experts.empty()) experts = "; " + experts;
   fmt::print(stderr,
-             "\033[2m[{}{} tokens; prefill {} tokens, {:.1f} tok/s; decode {:.1f} tok/s; context "
+             "\033[2m[{}{} tokens; prefill {} tokens, {:.1f} tok/s; decode {:.1f} tok/s{}; context "
              "{}/{}]\033[0m\n",
              end, generation.tokens.size(), counts.prefill_tokens, counts.prefill_tok_s(),
-             counts.decode_tok_s(), session_.totals().context_used, session_.context_tokens());
+             counts.decode_tok_s(), experts, session_.totals().context_used,
+             session_.context_tokens());
 }
 
 template <typename Make>

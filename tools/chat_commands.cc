@@ -6,6 +6,7 @@
 #include <array>
 #include <utility>
 
+#include "tools/expert_stats.h"
 #include "tools/text_model.h"
 
 namespace stoker::tools {
@@ -43,12 +44,14 @@ Result<ChatReply> system(ChatSession& session, const std::string& argument) {
 Result<ChatReply> stats(ChatSession& session, const std::string& /*argument*/) {
   const ChatTotals& totals = session.totals();
   const GenerationCounts& counts = totals.counts;
+  std::string experts = describe_counters(counts.decode_experts, counts.decode_s);
+  if (!experts.empty()) experts = "\nexperts   " + experts + " in decode";
   return said(fmt::format(
       "context   {} of {} tokens\nanswers   {}\nprefill   {} tokens in {:.1f} s, {:.1f} tok/s; "
-      "{} more kept from before\ndecode    {} tokens in {:.1f} s, {:.1f} tok/s",
+      "{} more kept from before\ndecode    {} tokens in {:.1f} s, {:.1f} tok/s{}",
       totals.context_used, session.context_tokens(), totals.answers, counts.prefill_tokens,
       counts.prefill_s, counts.prefill_tok_s(), counts.cached_tokens, counts.decode_tokens,
-      counts.decode_s, counts.decode_tok_s()));
+      counts.decode_s, counts.decode_tok_s(), experts));
 }
 
 Result<ChatReply> save(ChatSession& session, const std::string& argument) {

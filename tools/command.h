@@ -27,5 +27,6 @@ Command add_pack(CLI::App& program);
 Command add_verify(CLI::App& program);
 Command add_synth(CLI::App& program);
 Command add_bench(CLI::App& program);
+Command add_simulate(CLI::App& program);
 
 }  // namespace stoker::tools

@@ -4,16 +4,19 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
+#include <limits>
 #include <optional>
 #include <set>
-#include <sstream>
 
 #include "core/text/tokenizer.h"
 #include "tools/command.h"
 #include "tools/eval_files.h"
+#include "tools/hook_chain.h"
 #include "tools/model.h"
 #include "tools/progress_bar.h"
+#include "tools/run_record.h"
+#include "tools/standard_io.h"
+#include "tools/trace_hooks.h"
 
 namespace stoker::tools {
 namespace {
@@ -27,58 +30,38 @@ struct EvalFlags {
   std::string force_routes, force_selected;
 };
 
-// Records and forces the choices of a run whose steps are consecutive chunks of one sequence.
-class EvalHooks final : public StepHooks {
+// Records and forces the selections of a run whose steps are consecutive chunks of one sequence.
+class SelectionHooks final : public StepHooks {
  public:
-  EvalHooks(const ModelConfig& config, int num_tokens) : config_(config), num_tokens_(num_tokens) {}
+  explicit SelectionHooks(int top_k) : top_k_(static_cast<std::size_t>(top_k)) {}
 
-  void force(Routes routes) { forced_routes_ = std::move(routes); }
-  void force(Selections selections) { forced_selections_ = std::move(selections); }
-  void record_routes() { recorded_routes_.emplace(); }
+  void force(Selections selections) { forced_ = std::move(selections); }
   // Records the selections of `rows`; empty: of every row.
-  void record_selections(const std::vector<int>& rows) {
-    recorded_selections_.emplace();
+  void record(const std::vector<int>& rows) {
+    recorded_.emplace();
     wanted_rows_.insert(rows.begin(), rows.end());
   }
-  void begin_chunk(int first_row, int num_rows) {
-    first_row_ = first_row;
-    num_rows_ = num_rows;
-  }
-  const Routes& routes() const { return *recorded_routes_; }
-  const Selections& selections() const { return *recorded_selections_; }
+  const Selections& recorded() const { return *recorded_; }
 
-  std::span<const std::int32_t> forced_experts(int layer) override {
-    const LayerRoutes* const routes = forced(layer);
-    return routes == nullptr ? std::span<const std::int32_t>()
-                             : chunk_of(std::span(routes->experts));
+  void on_begin(const StepBatch& batch) override {
+    num_rows_ = static_cast<int>(batch.tokens.size());
   }
-  std::span<const float> forced_weights(int layer) override {
-    const LayerRoutes* const routes = forced(layer);
-    return routes == nullptr || routes->weights.empty() ? std::span<const float>()
-                                                        : chunk_of(std::span(routes->weights));
-  }
-  void on_routes(int layer, const RouteMailbox& routes) override {
-    if (!recorded_routes_) return;
-    LayerRoutes& to = recorded_routes_->layers[layer];
-    to.experts.insert(to.experts.end(), routes.experts.begin(), routes.experts.end());
-    to.weights.insert(to.weights.end(), routes.weights.begin(), routes.weights.end());
-  }
+  void on_end() override { first_row_ += num_rows_; }
   std::span<const std::int32_t> forced_selection(int layer, int row) override {
-    const auto rows = forced_selections_.layers.find(layer);
-    if (rows == forced_selections_.layers.end()) return {};
+    const auto rows = forced_.layers.find(layer);
+    if (rows == forced_.layers.end()) return {};
     const auto positions = rows->second.find(first_row_ + row);
     return positions == rows->second.end() ? std::span<const std::int32_t>() : positions->second;
   }
-  bool wants_selection(int /*layer*/) override { return recorded_selections_.has_value(); }
+  bool wants_selection(int /*layer*/) override { return recorded_.has_value(); }
   void on_selection(int layer, std::span<const std::int32_t> counts,
                     std::span<const std::int32_t> positions) override {
-    const auto top_k = static_cast<std::size_t>(config_.index_topk);
     for (std::size_t row = 0; row < counts.size(); ++row) {
       const int query = first_row_ + static_cast<int>(row);
       if (!wanted_rows_.empty() && !wanted_rows_.contains(query)) continue;
-      std::vector<std::int32_t>& to = recorded_selections_->layers[layer][query];
+      std::vector<std::int32_t>& to = recorded_->layers[layer][query];
       if (counts[row] >= 0) {
-        const auto chosen = positions.subspan(row * top_k, static_cast<std::size_t>(counts[row]));
+        const auto chosen = positions.subspan(row * top_k_, static_cast<std::size_t>(counts[row]));
         to.assign(chosen.begin(), chosen.end());
       } else {
         to.resize(static_cast<std::size_t>(query) + 1);
@@ -88,22 +71,9 @@ class EvalHooks final : public StepHooks {
   }
 
  private:
-  const LayerRoutes* forced(int layer) const {
-    const auto routes = forced_routes_.layers.find(layer);
-    return routes == forced_routes_.layers.end() ? nullptr : &routes->second;
-  }
-  template <typename T>
-  std::span<const T> chunk_of(std::span<const T> all) const {
-    const std::size_t width = all.size() / static_cast<std::size_t>(num_tokens_);
-    return all.subspan(first_row_ * width, num_rows_ * width);
-  }
-
-  const ModelConfig& config_;
-  int num_tokens_;
-  Routes forced_routes_;
-  Selections forced_selections_;
-  std::optional<Routes> recorded_routes_;
-  std::optional<Selections> recorded_selections_;
+  std::size_t top_k_;
+  Selections forced_;
+  std::optional<Selections> recorded_;
   std::set<int> wanted_rows_;
   int first_row_ = 0, num_rows_ = 0;
 };
@@ -116,19 +86,11 @@ double surprise(std::span<const float> logits, TokenId token) {
   return std::log(total) - static_cast<double>(logits[token] - top);
 }
 
-Result<std::string> read_text(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return make_error(ErrorCode::kNotFound, "cannot open {}", path);
-  std::stringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
-
 Result<std::vector<TokenId>> tokens_of(const EvalFlags& flags) {
   if (!flags.tokens.empty()) return read_tokens(flags.tokens);
   ASSIGN_OR_RETURN(const std::filesystem::path directory, model_directory(flags.model.model));
   ASSIGN_OR_RETURN(const Tokenizer tokenizer, Tokenizer::load(directory / "tokenizer.json"));
-  ASSIGN_OR_RETURN(const std::string text, read_text(flags.text));
+  ASSIGN_OR_RETURN(const std::string text, read_input(flags.text));
   std::vector<TokenId> tokens = tokenizer.encode(text);
   ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::load(directory));
   tokens.insert(tokens.begin(), config.bos_token_id);
@@ -137,14 +99,13 @@ Result<std::vector<TokenId>> tokens_of(const EvalFlags& flags) {
 
 // Runs all chunks; calls fn(row, logits) for every row in order.
 template <typename Fn>
-Status run_chunks(Runner& runner, std::span<const TokenId> tokens, int chunk, EvalHooks& hooks,
+Status run_chunks(Runner& runner, std::span<const TokenId> tokens, int chunk, StepHooks& hooks,
                   const Fn& fn) {
   KvSequence sequence(runner.kv_pool());
   const int num_tokens = static_cast<int>(tokens.size());
   ProgressBar progress("evaluating", ProgressBar::Unit::kTokens);
   for (int begin = 0; begin < num_tokens; begin += chunk) {
     const int num_rows = std::min(chunk, num_tokens - begin);
-    hooks.begin_chunk(begin, num_rows);
     const Segment segment{&sequence, 0, num_rows, chunk == 1 ? Purpose::kDecode : Purpose::kPrefill,
                           Logits::kAll};
     ASSIGN_OR_RETURN(const ForwardPtr forward,
@@ -168,21 +129,28 @@ Result<int> run(EvalFlags& flags) {
   constexpr int kTextChunk = 256;
   const int chunk = flags.chunk > 0 ? flags.chunk : flags.tokens.empty() ? kTextChunk : num_tokens;
   flags.model.ctx = num_tokens;
-  ASSIGN_OR_RETURN(const LoadedModel model, load_model(flags.model, {chunk, chunk}));
+  ASSIGN_OR_RETURN(const LoadedModel model,
+                   load_model(flags.model, {.prefill_rows = chunk, .logit_rows = chunk}));
   const ModelConfig& config = model.engine->config();
 
-  EvalHooks hooks(config, num_tokens);
+  std::optional<TraceForcer> forcer;
+  std::optional<TraceRecorder> routes;
+  SelectionHooks selections(config.index_topk);
   if (!flags.force_routes.empty()) {
-    ASSIGN_OR_RETURN(Routes routes, read_routes(flags.force_routes, config, num_tokens));
-    hooks.force(std::move(routes));
+    ASSIGN_OR_RETURN(RoutingTrace trace, read_routes(flags.force_routes, config, num_tokens));
+    forcer.emplace(std::move(trace));
   }
   if (!flags.force_selected.empty()) {
-    ASSIGN_OR_RETURN(Selections selections,
-                     read_selections(flags.force_selected, config, num_tokens));
-    hooks.force(std::move(selections));
+    ASSIGN_OR_RETURN(Selections forced, read_selections(flags.force_selected, config, num_tokens));
+    selections.force(std::move(forced));
   }
-  if (!flags.routes.empty()) hooks.record_routes();
-  if (!flags.selected.empty()) hooks.record_selections(flags.rows);
+  if (!flags.routes.empty()) {
+    constexpr std::int64_t kAll = std::numeric_limits<std::int64_t>::max();
+    routes.emplace(config, "", TraceRecorder::Options{true, 0, kAll});
+  }
+  if (!flags.selected.empty()) selections.record(flags.rows);
+  HookChain hooks{forcer ? &*forcer : nullptr, routes ? &*routes : nullptr, &selections,
+                  model.record->recorder()};
 
   std::optional<NpyWriter> logits_file;
   if (!flags.logits.empty()) {
@@ -197,10 +165,10 @@ Result<int> run(EvalFlags& flags) {
                              }));
   if (logits_file) RETURN_IF_ERROR(logits_file->close());
   if (!flags.routes.empty()) {
-    RETURN_IF_ERROR(write_routes(flags.routes, hooks.routes(), config.num_experts_per_tok));
+    RETURN_IF_ERROR(write_routes(flags.routes, routes->trace()));
   }
   if (!flags.selected.empty())
-    RETURN_IF_ERROR(write_selections(flags.selected, hooks.selections()));
+    RETURN_IF_ERROR(write_selections(flags.selected, selections.recorded()));
   const double mean = num_tokens > 1 ? total_surprise / (num_tokens - 1) : 0.0;
   fmt::print("{{\"tokens\": {}, \"mean_nll\": {:.6f}, \"perplexity\": {:.6f}}}\n", num_tokens, mean,
              std::exp(mean));
@@ -229,7 +197,7 @@ Command add_eval(CLI::App& program) {
   app->add_option("--chunk", flags->chunk, "Tokens a pass; 1: decoding (default: all in one pass)")
       ->check(CLI::PositiveNumber);
   app->add_option("--force-routes", flags->force_routes,
-                  "Take the experts of this routes file instead of the router's");
+                  "Take the experts of this routes file or routing trace instead of the router's");
   app->add_option("--force-selected", flags->force_selected,
                   "Take the selections of this file where it lists them");
   add_model_flags(*app, flags->model);

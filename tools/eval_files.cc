@@ -4,9 +4,13 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <array>
 #include <fstream>
+#include <limits>
 #include <nlohmann/json.hpp>
-#include <sstream>
+
+#include "core/base/file.h"
+#include "storage/write_file.h"
 
 namespace stoker::tools {
 namespace {
@@ -14,20 +18,12 @@ namespace {
 using nlohmann::json;
 
 Result<json> read_json(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return make_error(ErrorCode::kNotFound, "cannot open {}", path.string());
-  json value = json::parse(file, nullptr, /*allow_exceptions=*/false);
+  constexpr std::size_t kMaxBytes = std::size_t{1} << 30;
+  ASSIGN_OR_RETURN(const std::string text, read_small_file(path, kMaxBytes));
+  json value = json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (value.is_discarded())
     return make_error(ErrorCode::kCorrupt, "{} is not valid JSON", path.string());
   return value;
-}
-
-Status write_text(const std::filesystem::path& path, const std::string& text) {
-  std::ofstream file(path, std::ios::binary | std::ios::trunc);
-  file << text;
-  file.close();
-  if (!file) return make_error(ErrorCode::kIo, "cannot write {}", path.string());
-  return {};
 }
 
 Error malformed(const std::filesystem::path& path, const std::string& what) {
@@ -71,6 +67,12 @@ Status for_each_layer(const std::filesystem::path& path, const ModelConfig& conf
   return {};
 }
 
+// Chosen experts of one layer: [T][top_k], best first; weights may be empty.
+struct LayerRoutes {
+  std::vector<std::int16_t> experts;
+  std::vector<float> weights;
+};
+
 Status read_layer_routes(const LayerSpec& spec, const json& entry, int num_rows, LayerRoutes& out) {
   if (spec.ffn != FfnKind::kMoe) return Error(ErrorCode::kCorrupt, "this layer has no experts");
   const int top_k = spec.router.top_k;
@@ -106,6 +108,54 @@ Status read_layer_routes(const LayerSpec& spec, const json& entry, int num_rows,
     return Error(ErrorCode::kCorrupt, "\"weights\" and \"experts\" have different shapes");
   }
   return {};
+}
+
+// Rows of the first layer listed, which the others must have too.
+int rows_listed(const json& root) {
+  if (!root.is_object() || !root.contains("layers") || !root["layers"].is_array()) return 0;
+  for (const json& entry : root["layers"]) {
+    if (entry.is_object() && entry.contains("experts")) {
+      return static_cast<int>(entry["experts"].size());
+    }
+  }
+  return 0;
+}
+
+// As a trace of one token a step.
+RoutingTrace to_trace(const ModelConfig& config, const std::map<int, LayerRoutes>& layers,
+                      int num_rows) {
+  RoutingTrace trace;
+  trace.num_experts = config.n_routed_experts;
+  trace.top_k = config.num_experts_per_tok;
+  for (const auto& [layer, routes] : layers) trace.layers.push_back(layer);
+  const bool weighted = std::any_of(layers.begin(), layers.end(), [](const auto& entry) {
+    return !entry.second.weights.empty();
+  });
+  const std::vector<float> unknown(static_cast<std::size_t>(trace.top_k),
+                                   std::numeric_limits<float>::quiet_NaN());
+  for (int row = 0; row < num_rows; ++row) {
+    const auto begin = static_cast<std::ptrdiff_t>(row) * trace.top_k;
+    for (const auto& [layer, routes] : layers) {
+      const auto experts = routes.experts.begin() + begin;
+      trace.experts.insert(trace.experts.end(), experts, experts + trace.top_k);
+      if (!weighted) continue;
+      const auto weights =
+          routes.weights.empty() ? unknown.begin() : routes.weights.begin() + begin;
+      trace.weights.insert(trace.weights.end(), weights, weights + trace.top_k);
+    }
+    trace.purpose.push_back(Purpose::kDecode);
+    trace.step.push_back(row);
+  }
+  return trace;
+}
+
+// JSON has no zero bytes; the length of a safetensors header ends with some.
+bool looks_like_safetensors(const std::filesystem::path& path) {
+  std::array<char, 8> start{};
+  std::ifstream file(path, std::ios::binary);
+  file.read(start.data(), start.size());
+  return file.gcount() == std::ssize(start) &&
+         std::find(start.begin(), start.end(), '\0') != start.end();
 }
 
 Status read_layer_selection(const ModelConfig& config, const json& entry, int num_rows,
@@ -177,14 +227,23 @@ Status NpyWriter::close() {
   return {};
 }
 
-Result<Routes> read_routes(const std::filesystem::path& path, const ModelConfig& config,
-                           int num_rows) {
+Result<RoutingTrace> read_routes(const std::filesystem::path& path, const ModelConfig& config,
+                                 int num_rows) {
+  if (looks_like_safetensors(path)) {
+    ASSIGN_OR_RETURN(RoutingTrace trace, read_routing_trace(path));
+    RETURN_IF_ERROR(check_trace(trace, config), "{}", path.string());
+    return trace;
+  }
   ASSIGN_OR_RETURN(const json root, read_json(path));
-  Routes routes;
+  if (num_rows == 0) num_rows = rows_listed(root);
+  std::map<int, LayerRoutes> layers;
   RETURN_IF_ERROR(for_each_layer(path, config, root, [&](const LayerSpec& spec, const json& entry) {
-    return read_layer_routes(spec, entry, num_rows, routes.layers[spec.index]);
+    LayerRoutes& routes = layers[spec.index];
+    routes = {};
+    return read_layer_routes(spec, entry, num_rows, routes);
   }));
-  return routes;
+  if (layers.empty() || num_rows == 0) return malformed(path, "it lists no routes");
+  return to_trace(config, layers, num_rows);
 }
 
 Result<Selections> read_selections(const std::filesystem::path& path, const ModelConfig& config,
@@ -199,20 +258,21 @@ Result<Selections> read_selections(const std::filesystem::path& path, const Mode
   return selections;
 }
 
-Status write_routes(const std::filesystem::path& path, const Routes& routes, int top_k) {
+Status write_routes(const std::filesystem::path& path, const RoutingTrace& routes) {
   std::string text = "{\"layers\":[";
-  for (const auto& [layer, rows] : routes.layers) {
-    if (text.back() != '[') text += ",\n";
+  for (int place = 0; place < routes.num_layers(); ++place) {
+    if (place > 0) text += ",\n";
     std::string experts, weights;
-    for (std::size_t i = 0; i < rows.experts.size(); ++i) {
-      const char* const open = i % top_k != 0 ? "," : i == 0 ? "[" : "],[";
-      experts += fmt::format("{}{}", open, rows.experts[i]);
-      weights += fmt::format("{}{:.9g}", open, rows.weights[i]);
+    for (std::int64_t token = 0; token < routes.num_tokens(); ++token) {
+      const char* const comma = token > 0 ? "," : "";
+      experts += fmt::format("{}[{}]", comma, fmt::join(routes.chosen(token, place), ","));
+      weights +=
+          fmt::format("{}[{:.9g}]", comma, fmt::join(routes.chosen_weights(token, place), ","));
     }
-    text += fmt::format("{{\"layer\":{},\"experts\":[{}]],\"weights\":[{}]]}}", layer, experts,
-                        weights);
+    text += fmt::format("{{\"layer\":{},\"experts\":[{}],\"weights\":[{}]}}",
+                        routes.layers[static_cast<std::size_t>(place)], experts, weights);
   }
-  return write_text(path, text + "]}\n");
+  return storage::write_text_file(path, text + "]}\n");
 }
 
 Status write_selections(const std::filesystem::path& path, const Selections& selections) {
@@ -228,7 +288,7 @@ Status write_selections(const std::filesystem::path& path, const Selections& sel
     text +=
         fmt::format("{{\"layer\":{},\"rows\":[{}],\"positions\":[{}]}}", layer, numbers, positions);
   }
-  return write_text(path, text + "]}\n");
+  return storage::write_text_file(path, text + "]}\n");
 }
 
 }  // namespace stoker::tools

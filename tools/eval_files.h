@@ -14,6 +14,7 @@
 #include "core/base/error.h"
 #include "core/base/ids.h"
 #include "core/model/model_config.h"
+#include "tools/routing_trace.h"
 
 namespace stoker::tools {
 
@@ -37,28 +38,23 @@ class NpyWriter {
   std::unique_ptr<std::FILE, CloseFile> file_;
 };
 
-// Chosen experts of one layer: [T][top_k], best first; weights may be empty (forced files need not
-// give them).
-struct LayerRoutes {
-  std::vector<std::int32_t> experts;
-  std::vector<float> weights;
-};
 // Selected positions of one layer by query row.
 using LayerSelection = std::map<int, std::vector<std::int32_t>>;
 
-struct Routes {
-  std::map<int, LayerRoutes> layers;
-};
 struct Selections {
   std::map<int, LayerSelection> layers;
 };
 
-// Both check what they read against the model and `num_rows`: layers, ids, shapes.
-Result<Routes> read_routes(const std::filesystem::path& path, const ModelConfig& config,
-                           int num_rows);
+// What --force-routes takes: a routing trace, or a routes.json, which may leave layers and weights
+// out and has no guesses. Checked against the model: layers, ids, shapes. A routes.json must have
+// `num_rows` rows, unless that is 0; of a trace any number will do.
+Result<RoutingTrace> read_routes(const std::filesystem::path& path, const ModelConfig& config,
+                                 int num_rows);
+// Layers, ids and shapes are checked against the model and `num_rows`.
 Result<Selections> read_selections(const std::filesystem::path& path, const ModelConfig& config,
                                    int num_rows);
-Status write_routes(const std::filesystem::path& path, const Routes& routes, int top_k);
+// A routes.json. `routes` has weights.
+Status write_routes(const std::filesystem::path& path, const RoutingTrace& routes);
 Status write_selections(const std::filesystem::path& path, const Selections& selections);
 
 }  // namespace stoker::tools

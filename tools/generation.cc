@@ -103,6 +103,8 @@ GenerationCounts& GenerationCounts::operator+=(const GenerationCounts& other) {
   decode_tokens += other.decode_tokens;
   prefill_s += other.prefill_s;
   decode_s += other.decode_s;
+  prefill_experts += other.prefill_experts;
+  decode_experts += other.decode_experts;
   return *this;
 }
 
@@ -120,6 +122,8 @@ Result<Generation> generate(TokenSource& source, const Tokenizer& tokenizer,
   GenerationCounts& counts = generation.counts;
   counts.prompt_tokens = static_cast<int>(request.prompt.size());
   counts.cached_tokens = source.num_cached();
+  const LayerCounters experts_before = source.expert_counters();
+  LayerCounters experts_first = experts_before;
   const Clock::time_point start = Clock::now();
   Clock::time_point first = start;
   while (static_cast<int>(generation.tokens.size()) < limit) {
@@ -130,7 +134,10 @@ Result<Generation> generate(TokenSource& source, const Tokenizer& tokenizer,
       generation.finish = FinishReason::kCancelled;
       break;
     }
-    if (in_prompt) first = Clock::now();
+    if (in_prompt) {
+      first = Clock::now();
+      experts_first = source.expert_counters();
+    }
     generation.tokens.push_back(*token);
     if (std::find(request.eos.begin(), request.eos.end(), *token) != request.eos.end()) {
       generation.finish = FinishReason::kStop;
@@ -145,6 +152,9 @@ Result<Generation> generate(TokenSource& source, const Tokenizer& tokenizer,
   counts.prefill_tokens = any ? counts.prompt_tokens - counts.cached_tokens
                               : source.num_cached() - counts.cached_tokens;
   counts.decode_tokens = any ? static_cast<int>(generation.tokens.size()) - 1 : 0;
+  const LayerCounters experts_end = source.expert_counters();
+  counts.prefill_experts = (any ? experts_first : experts_end) - experts_before;
+  if (any) counts.decode_experts = experts_end - experts_first;
   counts.prefill_s = seconds_between(start, any ? first : end);
   counts.decode_s = any ? seconds_between(first, end) : 0.0;
   if (generation.finish == FinishReason::kStop && !generation.message.tool_calls.empty()) {

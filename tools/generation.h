@@ -10,6 +10,7 @@
 #include "core/base/cancel.h"
 #include "core/base/error.h"
 #include "core/base/progress.h"
+#include "core/interface/expert_provider.h"
 #include "core/text/chat_message.h"
 #include "core/text/stream_parser.h"
 #include "core/text/tokenizer.h"
@@ -32,6 +33,7 @@ struct GenerationCounts {
   int decode_tokens = 0;   // steps after the first sampled token
   double prefill_s = 0.0;  // until the first token
   double decode_s = 0.0;
+  LayerCounters prefill_experts, decode_experts;
 
   double prefill_tok_s() const { return prefill_s > 0.0 ? prefill_tokens / prefill_s : 0.0; }
   double decode_tok_s() const { return decode_s > 0.0 ? decode_tokens / decode_s : 0.0; }

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "tools/expert_stats.h"
 #include "tools/json_object.h"
 
 namespace stoker::tools {
@@ -19,6 +20,12 @@ JsonValue generation_to_json(const Generation& generation, double load_s) {
       .add("cached_tokens", counts.cached_tokens)
       .add("prefill_tokens", counts.prefill_tokens)
       .add("decode_tokens", counts.decode_tokens);
+  for (const auto& [name, experts] : {std::pair("prefill_experts", &counts.prefill_experts),
+                                      {"decode_experts", &counts.decode_experts}}) {
+    JsonObject object;
+    add_counters(object, *experts);
+    counters.add(name, std::move(object));
+  }
 
   const JsonValue message = message_to_json(generation.message);
   JsonObject object;

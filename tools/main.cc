@@ -23,7 +23,7 @@ int run(int argc, char** argv) {
   const std::vector<Command> commands = {
       add_chat(program),  add_generate(program), add_tokenize(program), add_render(program),
       add_eval(program),  add_inspect(program),  add_pack(program),     add_verify(program),
-      add_synth(program), add_bench(program),
+      add_synth(program), add_bench(program),    add_simulate(program),
   };
   try {
     program.parse(argc, argv);

@@ -1,228 +1,251 @@
 #include "tools/model.h"
 
+#include <fmt/format.h>
 #include <unistd.h>
 
-#include <charconv>
-#include <chrono>
+#include <algorithm>
+#include <cstdio>
+#include <thread>
+#include <utility>
+#include <vector>
 
-#include "cpu/factory.h"
-#include "cpu/isa.h"
+#include "core/base/file.h"
 #include "cpu/machine_info.h"
-#include "cpu/reference_backend.h"
-#include "cpu/topology.h"
-#include "gpu/factory.h"
-#include "prefetch/resident_experts.h"
-#include "storage/checkpoint.h"
+#include "prefetch/modelled_reader.h"
+#include "storage/block_reader.h"
+#include "storage/checksum.h"
+#include "storage/open_model.h"
+#include "storage/slot_arena.h"
+#include "tools/backend_choice.h"
+#include "tools/memory_plan.h"
 #include "tools/progress_bar.h"
+#include "tools/run_record.h"
 
 namespace stoker::tools {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+constexpr std::int64_t kActivationBudget = std::int64_t{1} << 30;
+constexpr int kMostPrefillRows = 4096;
 
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
+double seconds_since(const Clock& clock, std::int64_t start_us) {
+  return static_cast<double>(clock.now_us() - start_us) / 1e6;
 }
 
-Result<DType> parse_float_type(std::string_view flag, const std::string& value,
-                               DType default_type) {
-  if (value.empty()) return default_type;
-  if (value == "bf16") return DType::kBf16;
-  if (value == "f32") return DType::kF32;
-  return make_error(ErrorCode::kUnsupported, "--{} {} is not supported yet; bf16 and f32 are", flag,
-                    value);
-}
+// Once, for the person who watches: standard output carries results only.
+void log_notice(const std::string& text) { fmt::print(stderr, "stoker: {}\n", text); }
 
-double gib(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
-
-struct BackendChoice {
-  std::unique_ptr<Team> team;
-  std::unique_ptr<Backend> backend;
-};
-
-Result<BackendChoice> make_reference(const ModelFlags& flags) {
-  for (const auto& [flag, value] :
-       {std::pair("activations", flags.activations), {"kv-cache", flags.kv_cache}}) {
-    if (!value.empty() && value != "f32") {
-      return make_error(ErrorCode::kInvalidArgument,
-                        "--backend reference computes in f32 only; leave --{} {} out", flag, value);
-    }
+// As many rows as the activation budget holds, a power of two.
+int affordable_prefill_rows(const ModelConfig& config, DType activations, RunnerOptions options) {
+  int rows = kMostPrefillRows;
+  for (; rows > RunnerOptions().prefill_rows; rows /= 2) {
+    options.prefill_rows = rows;
+    if (Runner::workspace_bytes_needed(config, activations, options) <= kActivationBudget) break;
   }
-  BackendChoice choice;
-  choice.backend = std::make_unique<ReferenceBackend>();
-  return choice;
+  return rows;
 }
 
-Result<BackendChoice> make_cpu(const ModelFlags& flags) {
-  CpuBackendOptions options;
-  ASSIGN_OR_RETURN(options.activations,
-                   parse_float_type("activations", flags.activations, DType::kBf16));
-  ASSIGN_OR_RETURN(options.kv_dtype, parse_float_type("kv-cache", flags.kv_cache, DType::kBf16));
-  ASSIGN_OR_RETURN(options.isa, parse_isa(flags.isa));
-  const std::vector<int> cpus = Topology::detect().pin_order(flags.threads);
-  BackendChoice choice;
-  choice.team = std::make_unique<Team>(static_cast<int>(cpus.size()), cpus);
-  options.team = choice.team.get();
-  ASSIGN_OR_RETURN(choice.backend, make_cpu_backend(options));
-  return choice;
+RunnerOptions runner_options(const ModelFlags& flags, const ModelConfig& config, BackendTypes types,
+                             const LoadOptions& wanted) {
+  RunnerOptions options;
+  options.context_tokens = std::min(flags.ctx, config.max_position_embeddings);
+  if (wanted.logit_rows > 0) options.prefill_logit_rows = wanted.logit_rows;
+  options.prefill_rows = flags.prefill_rows > 0 ? flags.prefill_rows
+                         : wanted.prefill_rows > 0
+                             ? wanted.prefill_rows
+                             : affordable_prefill_rows(config, types.activations, options);
+  options.prefill_rows = std::min(options.prefill_rows, options.context_tokens);
+  return options;
 }
 
-Result<BackendChoice> make_cuda(const ModelFlags& flags) {
-  CudaBackendOptions options;
-  ASSIGN_OR_RETURN(options.activations,
-                   parse_float_type("activations", flags.activations, DType::kBf16));
-  ASSIGN_OR_RETURN(options.kv_cache, parse_float_type("kv-cache", flags.kv_cache, DType::kBf16));
-  BackendChoice choice;
-  ASSIGN_OR_RETURN(choice.backend, make_cuda_backend(options));
-  return choice;
-}
-
-Result<BackendChoice> make_backend(const ModelFlags& flags) {
-  if (flags.backend == "reference") return make_reference(flags);
-  if (flags.backend == "cuda") return make_cuda(flags);
-  return make_cpu(flags);
-}
-
-MemoryNeed memory_need(const ModelConfig& config, const storage::Checkpoint& checkpoint,
-                       const Backend& backend, const RunnerOptions& options) {
-  const KvFormat kv = backend.kv_dtype() == DType::kF32 ? KvFormat::kF32 : KvFormat::kBf16;
+MemoryNeed memory_need(const ModelConfig& config, const storage::ModelSource& source,
+                       BackendTypes types, const RunnerOptions& options) {
+  const KvFormat kv = types.kv == DType::kF32 ? KvFormat::kF32 : KvFormat::kBf16;
   MemoryNeed need;
-  need.dense_bytes = checkpoint.dense_bytes();
-  for (const LayerSpec& spec : config.layers()) {
-    if (spec.role == LayerRole::kMain && spec.ffn == FfnKind::kMoe) {
-      need.expert_bytes += checkpoint.expert_bytes(spec.index) * spec.router.num_experts;
-    }
-  }
+  need.dense_bytes = source.dense_bytes();
   need.context_tokens = options.context_tokens;
   need.kv_bytes = config.kv_bytes_per_token(kv) * options.context_tokens;
-  need.workspace_bytes =
-      Runner::workspace_bytes_needed(config, backend.activation_dtype(), options);
+  need.workspace_bytes = Runner::workspace_bytes_needed(config, types.activations, options);
+  for (const ExpertLayer& layer : expert_layers(config)) {
+    need.num_experts += layer.num_experts;
+    need.fewest_slots = std::max(need.fewest_slots, layer.top_k);
+    need.slot_bytes = std::max(need.slot_bytes, source.expert_bytes(layer.layer));
+  }
   return need;
+}
+
+Result<std::unique_ptr<storage::BlockReader>> open_files(const storage::ModelSource& source,
+                                                         const ModelFlags& flags) {
+  storage::ReaderOptions options;
+  if (flags.io != "auto") {
+    options.io = flags.io == "uring" ? storage::IoChoice::kUring : storage::IoChoice::kPread;
+  }
+  if (flags.direct != "auto") {
+    options.direct =
+        flags.direct == "on" ? storage::DirectChoice::kOn : storage::DirectChoice::kOff;
+  }
+  return storage::open_reader(source, options);
+}
+
+// The provider of a model without routed experts.
+class NoExperts final : public ExpertProvider {
+ public:
+  Result<ExpertSetPtr> demand(int layer, std::span<const ExpertUse> /*uses*/) override {
+    CHECK(false, "layer {} has no experts", layer);
+  }
+  void hint(const LookAhead& /*guesses*/) override {}
+  void wait(std::chrono::microseconds /*timeout*/) override {}
+};
+
+// A source whose blocks need no checking: what a modelled drive delivers is whatever lies in the
+// slot.
+class UnreadExperts final : public ExpertSource {
+ public:
+  explicit UnreadExperts(const ExpertSource& source) : source_(source) {}
+  int num_blocks(int layer) const override { return source_.num_blocks(layer); }
+  std::int64_t expert_bytes(int layer) const override { return source_.expert_bytes(layer); }
+  std::int64_t block_offset(int layer, int block) const override {
+    return source_.block_offset(layer, block);
+  }
+  std::int64_t block_bytes(int layer, int block) const override {
+    return source_.block_bytes(layer, block);
+  }
+  ExpertPart part(int layer, int block, const std::byte* bytes, DeviceId device) const override {
+    return source_.part(layer, block, bytes, device);
+  }
+  Status land(ExpertId, int, int, std::byte*) const override { return {}; }
+  Status read(ExpertId id, std::byte* dst) const override { return source_.read(id, dst); }
+
+ private:
+  const ExpertSource& source_;
+};
+
+// Every slot gets the bytes of some expert, so that what is computed with is never zeros.
+Status fill_with_experts(const LoadedModel& model, std::span<const ExpertLayer> layers) {
+  ProgressBar progress("reading experts", ProgressBar::Unit::kBytes);
+  while (model.arena->num_usable() < model.arena->num_slots()) {
+    RETURN_IF_ERROR(model.arena->status());
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  for (int slot = 0; slot < model.arena->num_slots(); ++slot) {
+    const ExpertLayer& layer = layers[static_cast<std::size_t>(slot) % layers.size()];
+    const int expert = slot / static_cast<int>(layers.size()) % layer.num_experts;
+    RETURN_IF_ERROR(model.source->read(ExpertId{layer.layer, expert}, model.arena->slot(slot)));
+    progress.update((slot + 1) * model.arena->slot_bytes(),
+                    model.arena->num_slots() * model.arena->slot_bytes());
+  }
+  return {};
+}
+
+// Tells models apart by what they are and where they lie.
+Result<std::string> model_id(const std::filesystem::path& directory) {
+  constexpr std::size_t kMaxConfigBytes = std::size_t{16} << 20;
+  ASSIGN_OR_RETURN(std::string text, read_small_file(directory / "config.json", kMaxConfigBytes));
+  std::error_code ignored;
+  text += std::filesystem::canonical(directory, ignored).string();
+  return storage::hex(storage::hash128(text));
+}
+
+// The paging half of a model: memory, reader, and the manager that joins them. The I/O threads and
+// the arena's are made here, before the Team pins the calling thread.
+Result<std::unique_ptr<ExpertManager>> make_experts(LoadedModel& model, const ModelConfig& config,
+                                                    const ModelFlags& flags, int num_slots,
+                                                    std::int64_t slot_bytes,
+                                                    const LoadOptions& wanted) {
+  const std::vector<ExpertLayer> layers = expert_layers(config);
+  for (const ExpertLayer& layer : layers) model.num_experts += layer.num_experts;
+  ASSIGN_OR_RETURN(model.arena,
+                   storage::HostSlotArena::create(
+                       {.budget_bytes = num_slots * slot_bytes, .slot_bytes = slot_bytes}));
+  const ExpertSource* source = model.source.get();
+  if (wanted.modelled_drive_bytes_per_second > 0) {
+    model.unread_experts = std::make_unique<UnreadExperts>(*model.source);
+    source = model.unread_experts.get();
+    ModelledReaderOptions modelled;
+    modelled.drives = {
+        {.bytes_per_second = static_cast<double>(wanted.modelled_drive_bytes_per_second)}};
+    modelled.sleep = [](std::chrono::microseconds time) { std::this_thread::sleep_for(time); };
+    model.reader = std::make_unique<ModelledReader>(*source, *model.clock, std::move(modelled));
+    model.arena->start({});
+    RETURN_IF_ERROR(fill_with_experts(model, layers));
+  } else {
+    ASSIGN_OR_RETURN(std::unique_ptr<storage::BlockReader> reader,
+                     open_files(*model.source, flags));
+    for (const std::string& notice : reader->notices()) log_notice(notice);
+    model.arena->start([files = reader.get()](std::span<std::byte> memory) {
+      if (files->register_memory(memory).ok()) return;
+      for (const std::string& notice : files->notices()) log_notice(notice);
+    });
+    model.reader = std::move(reader);
+  }
+  ExpertManagerOptions options;
+  options.prefetch.enabled = flags.prefetch == "on";
+  return ExpertManager::create(layers, *source, *model.reader, *model.arena, *model.clock, options);
 }
 
 }  // namespace
 
-Result<std::int64_t> parse_size(std::string_view text) {
-  std::int64_t number = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  const std::string_view suffix(end, static_cast<std::size_t>(text.data() + text.size() - end));
-  static constexpr std::pair<std::string_view, std::int64_t> kUnits[] = {{"", 1},
-                                                                         {"B", 1},
-                                                                         {"KB", 1000},
-                                                                         {"KiB", 1 << 10},
-                                                                         {"MB", 1000 * 1000},
-                                                                         {"MiB", 1 << 20},
-                                                                         {"GB", 1000000000},
-                                                                         {"GiB", 1LL << 30},
-                                                                         {"TB", 1000000000000},
-                                                                         {"TiB", 1LL << 40}};
-  for (const auto& [unit, factor] : kUnits) {
-    if (error == std::errc() && suffix == unit && number >= 0 && number <= INT64_MAX / factor)
-      return number * factor;
-  }
-  return make_error(ErrorCode::kInvalidArgument,
-                    "\"{}\" is not a size; write it as 512MiB, 48GiB or 24GB", text);
+LoadedModel::LoadedModel() = default;
+LoadedModel::LoadedModel(LoadedModel&&) noexcept = default;
+LoadedModel& LoadedModel::operator=(LoadedModel&&) noexcept = default;
+
+LoadedModel::~LoadedModel() {
+  record.reset();
+  runner.reset();
+  if (arena != nullptr) arena->stop();  // it registers its memory with the reader
 }
 
-Result<std::filesystem::path> model_directory(const std::string& model) {
-  std::filesystem::path path = model;
-  if (model.empty()) {
-    path = STOKER_SOURCE_MODEL;
-    std::error_code ignored;
-    const std::filesystem::path program = std::filesystem::read_symlink("/proc/self/exe", ignored);
-    // A build moved with its source tree: build/<preset>/stoker.
-    const std::filesystem::path beside = program.parent_path() / "../../models/ember";
-    if (!std::filesystem::exists(path / "config.json")) path = beside;
-  }
-  std::error_code error;
-  if (!std::filesystem::is_directory(path, error)) {
-    return make_error(ErrorCode::kNotFound,
-                      "{} is not a directory; give a checkpoint directory with config.json and "
-                      "*.safetensors",
-                      path.string());
-  }
-  return path;
+Result<std::unique_ptr<ExpertReader>> open_second_reader(const LoadedModel& model,
+                                                         const ModelFlags& flags) {
+  ASSIGN_OR_RETURN(std::unique_ptr<storage::BlockReader> reader, open_files(*model.source, flags));
+  return std::unique_ptr<ExpertReader>(std::move(reader));
 }
 
-void add_model_argument(CLI::App& app, ModelFlags& flags, bool required) {
-  app.add_option("MODEL", flags.model,
-                 "Checkpoint directory (default: the model shipped with stoker)")
-      ->required(required);
-}
-
-void add_model_flags(CLI::App& app, ModelFlags& flags) {
-  app.add_option("--backend", flags.backend, "Which code computes; auto is cpu")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda", "reference"}))
-      ->capture_default_str();
-  app.add_option("--isa", flags.isa, "Instruction set of the cpu backend's kernels")
-      ->check(CLI::IsMember({"auto", "scalar", "avx2", "avx512", "amx"}))
-      ->capture_default_str();
-  app.add_option("--threads", flags.threads, "Compute threads (default: one per physical core)")
-      ->check(CLI::Range(1, 1024));
-  app.add_option("--ram", flags.ram,
-                 "Memory that routed experts may take, e.g. 48GiB (default: no limit)");
-  app.add_option("--activations", flags.activations,
-                 "Activations between modules: bf16 (default) or f32")
-      ->check(CLI::IsMember({"bf16", "f32"}));
-  app.add_option("--kv-cache", flags.kv_cache,
-                 "Cached keys: bf16 (default) or f32; fp8 comes later")
-      ->check(CLI::IsMember({"bf16", "f32", "fp8"}));
-}
-
-void add_context_flag(CLI::App& app, ModelFlags& flags) {
-  app.add_option("--ctx", flags.ctx, "Tokens of context to reserve memory for")
-      ->check(CLI::Range(1, 1 << 24))
-      ->capture_default_str();
-}
-
-std::int64_t MemoryNeed::total() const {
-  return dense_bytes + expert_bytes + kv_bytes + workspace_bytes;
-}
-
-Status check_fits(const MemoryNeed& need, std::int64_t available_bytes) {
-  if (available_bytes <= 0 || need.total() <= available_bytes) return {};
-  return make_error(
-      ErrorCode::kResource,
-      "this model needs {:.2f} GiB: {:.2f} for routed experts, {:.2f} for all other weights, "
-      "{:.2f} for {} tokens of context and {:.2f} for activations; {:.2f} GiB of memory are "
-      "available. This version keeps the whole model in memory: free some, shorten --ctx, or take "
-      "a smaller model",
-      gib(need.total()), gib(need.expert_bytes), gib(need.dense_bytes), gib(need.kv_bytes),
-      need.context_tokens, gib(need.workspace_bytes), gib(available_bytes));
-}
-
-Result<LoadedModel> load_model(const ModelFlags& flags, RowNeeds rows) {
-  const Clock::time_point start = Clock::now();
+Result<LoadedModel> load_model(const ModelFlags& flags, LoadOptions wanted) {
   LoadedModel model;
+  model.clock = std::make_unique<SteadyClock>();
+  const std::int64_t start_us = model.clock->now_us();
+  // 1. What is there, and whether it fits.
   ASSIGN_OR_RETURN(model.directory, model_directory(flags.model));
   ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::load(model.directory));
-  std::int64_t max_expert_bytes = 0;
+  std::int64_t ram_bytes = 0;
   if (!flags.ram.empty()) {
-    ASSIGN_OR_RETURN(max_expert_bytes, parse_size(flags.ram), "--ram");
+    ASSIGN_OR_RETURN(ram_bytes, parse_size(flags.ram), "--ram");
   }
-  ASSIGN_OR_RETURN(const auto checkpoint, storage::Checkpoint::open(model.directory, config));
-  model.bytes = checkpoint->category_bytes();
+  const std::vector<std::filesystem::path> store(flags.store.begin(), flags.store.end());
+  ASSIGN_OR_RETURN(model.source, storage::open_model(model.directory, config, store));
+  model.bytes = model.source->category_bytes();
+  const std::string name = model.directory.lexically_normal().filename().string();
+  ASSIGN_OR_RETURN(model.record, RunRecord::create(flags, config, name));
+  ASSIGN_OR_RETURN(const BackendTypes types, backend_types(flags));
+  const RunnerOptions options = runner_options(flags, config, types, wanted);
+  const MemoryNeed need = memory_need(config, *model.source, types, options);
+  ASSIGN_OR_RETURN(const int num_slots,
+                   plan_slots(need, ram_bytes, MachineInfo::detect().memory_available_bytes));
+  // 2. Experts: their threads first, see make_experts().
+  std::unique_ptr<ExpertManager> experts;
+  if (num_slots > 0) {
+    ASSIGN_OR_RETURN(experts,
+                     make_experts(model, config, flags, num_slots, need.slot_bytes, wanted));
+    for (const std::string& notice : experts->take_notices()) log_notice(notice);
+    model.experts = experts.get();
+  }
+  // 3. Everything else.
   ASSIGN_OR_RETURN(BackendChoice choice, make_backend(flags));
-  RunnerOptions options;
-  options.context_tokens = std::min(flags.ctx, config.max_position_embeddings);
-  if (rows.prefill_rows > 0) options.prefill_rows = rows.prefill_rows;
-  if (rows.logit_rows > 0) options.prefill_logit_rows = rows.logit_rows;
-  RETURN_IF_ERROR(check_fits(memory_need(config, *checkpoint, *choice.backend, options),
-                             MachineInfo::detect().memory_available_bytes));
   model.team = std::move(choice.team);
-  std::unique_ptr<ResidentExperts> experts;
   {
     ProgressBar progress("loading weights", ProgressBar::Unit::kBytes);
-    ASSIGN_OR_RETURN(model.engine, Engine::load(config, *checkpoint, std::move(choice.backend),
+    ASSIGN_OR_RETURN(model.engine, Engine::load(config, *model.source, std::move(choice.backend),
                                                 progress.callback()));
   }
-  {
-    ProgressBar progress("loading experts", ProgressBar::Unit::kBytes);
-    ASSIGN_OR_RETURN(
-        experts, ResidentExperts::load(config, *checkpoint, max_expert_bytes, progress.callback()));
+  std::unique_ptr<ExpertProvider> provider = std::move(experts);
+  if (provider == nullptr) provider = std::make_unique<NoExperts>();
+  ASSIGN_OR_RETURN(model.runner, Runner::create(model.engine, std::move(provider), options));
+  model.record->attach(*model.runner);
+  if (model.experts != nullptr && wanted.modelled_drive_bytes_per_second == 0) {
+    ASSIGN_OR_RETURN(const std::string id, model_id(model.directory));
+    model.record->keep_usage(*model.experts, expert_layers(config), id);
   }
-  ASSIGN_OR_RETURN(model.runner, Runner::create(model.engine, std::move(experts), options));
-  model.load_seconds = seconds_since(start);
+  model.load_seconds = seconds_since(*model.clock, start_us);
   return model;
 }
 

@@ -1,72 +1,64 @@
-// From flags to a model that runs: the one place that names concrete classes.
+// From flags to a model that runs: the one place that puts the engine together.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
-#include <string>
 
+#include "core/base/clock.h"
 #include "core/base/error.h"
-#include "core/base/progress.h"
 #include "core/base/team.h"
-#include "core/model/model_config.h"
+#include "core/interface/expert_source.h"
 #include "core/model/tensor_table.h"
 #include "core/runtime/engine.h"
 #include "core/runtime/runner.h"
+#include "prefetch/expert_manager.h"
+#include "storage/model_source.h"
+#include "storage/slot_arena.h"
+#include "tools/model_flags.h"
 
 namespace stoker::tools {
 
-// Flags that every command which runs a model shares.
-struct ModelFlags {
-  std::string model;  // a checkpoint directory; empty: the model shipped with stoker
-  std::string backend = "auto";
-  std::string isa = "auto";
-  int threads = 0;  // 0: one per physical core
-  std::string ram;  // sizes as text: 512MiB, 48GiB, 24GB
-  int ctx = 4096;
-  std::string kv_cache;     // empty: bf16, or f32 with --backend reference
-  std::string activations;  // likewise
-};
+class RunRecord;  // run_record.h
 
-// Declares MODEL as positional argument, and the flags.
-void add_model_argument(CLI::App& app, ModelFlags& flags, bool required = false);
-void add_model_flags(CLI::App& app, ModelFlags& flags);
-void add_context_flag(CLI::App& app, ModelFlags& flags);
-
-// The directory that MODEL means; the shipped model if it is empty.
-Result<std::filesystem::path> model_directory(const std::string& model);
-
-// Bytes of "512MiB", "48GiB", "24GB", "1000"; binary suffixes are powers of 1024, decimal ones of
-// 1000.
-Result<std::int64_t> parse_size(std::string_view text);
-
-// A model that runs. Destroyed from the bottom up.
+// A model that runs. Members stand in the order they are built, and go the other way.
 struct LoadedModel {
+  LoadedModel();
+  LoadedModel(LoadedModel&&) noexcept;
+  LoadedModel& operator=(LoadedModel&&) noexcept;  // of an empty one
+  ~LoadedModel();
+
   std::filesystem::path directory;
+  std::unique_ptr<storage::ModelSource> source;
+  std::unique_ptr<Clock> clock;
+  // Of a model with experts; null for others.
+  std::unique_ptr<storage::HostSlotArena> arena;
+  std::unique_ptr<ExpertSource> unread_experts;  // with a modelled drive only
+  std::unique_ptr<ExpertReader> reader;
+  int num_experts = 0;         // over all layers
   std::unique_ptr<Team> team;  // null for backends that need none
   std::shared_ptr<const Engine> engine;
   std::unique_ptr<Runner> runner;
-  CategoryBytes bytes{};  // stored, by category
+  ExpertManager* experts = nullptr;   // the runner's
+  std::unique_ptr<RunRecord> record;  // writes --stats, --record-trace and the usage history
+  CategoryBytes bytes{};              // stored, by category
   double load_seconds = 0.0;
 };
 
-// Rows that a command needs beyond the defaults of RunnerOptions; 0 leaves the default.
-struct RowNeeds {
+struct LoadOptions {
+  // Rows that a command needs beyond the defaults of RunnerOptions; 0 leaves the default.
   int prefill_rows = 0;
   int logit_rows = 0;
+  // For benchmarks: experts come, at no cost of CPU, from a drive of this speed that delivers bytes
+  // of other experts. 0: from the model's files.
+  std::int64_t modelled_drive_bytes_per_second = 0;
 };
 
-// What a model that runs takes, computed before anything is loaded.
-struct MemoryNeed {
-  std::int64_t dense_bytes = 0, expert_bytes = 0, kv_bytes = 0, workspace_bytes = 0;
-  int context_tokens = 0;
-  std::int64_t total() const;
-};
+// Cheap checks first; what does not fit is refused, with the numbers, before anything is loaded.
+Result<LoadedModel> load_model(const ModelFlags& flags, LoadOptions options = {});
 
-// Refuses, with the numbers, what does not fit. `available_bytes` 0: not known, nothing is refused.
-Status check_fits(const MemoryNeed& need, std::int64_t available_bytes);
-
-Result<LoadedModel> load_model(const ModelFlags& flags, RowNeeds rows = {});
+// Another reader of the model's expert files, with the same settings.
+Result<std::unique_ptr<ExpertReader>> open_second_reader(const LoadedModel& model,
+                                                         const ModelFlags& flags);
 
 }  // namespace stoker::tools

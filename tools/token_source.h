@@ -22,6 +22,8 @@ class TokenSource {
   virtual int num_cached() const = 0;
   // Tokens that prompt and answer may have together.
   virtual int context_tokens() const = 0;
+  // What the expert cache has done so far.
+  virtual LayerCounters expert_counters() const { return {}; }
   // Whether the model could do with a larger context than was reserved.
   virtual bool context_can_grow() const { return true; }
 };
@@ -37,6 +39,7 @@ class SessionTokens final : public TokenSource {
   }
   int num_cached() const override { return session_.num_cached(); }
   int context_tokens() const override { return runner_.options().context_tokens; }
+  LayerCounters expert_counters() const override { return runner_.expert_counters(); }
   bool context_can_grow() const override {
     return context_tokens() < runner_.engine().config().max_position_embeddings;
   }

@@ -55,6 +55,7 @@ struct ExpertPart {
       down;  // [num_rows, hidden_size], [num_rows, hidden_size], [num_rows, moe_intermediate_size]
   BlockGuard* guard = nullptr;  // null: the bytes have been checked
   std::uint32_t ticket = 0;
+  bool passes_guard() const { return guard == nullptr || guard->check(ticket); }
   DeviceId device() const { return half == ExpertHalf::kGateUp ? gate.device : down.device; }
 };
 
@@ -86,6 +87,9 @@ struct ReleaseExpertSet {
   void operator()(ExpertSet* set) const { set->release(); }
 };
 using ExpertSetPtr = std::unique_ptr<ExpertSet, ReleaseExpertSet>;
+
+inline constexpr int kMaxRankedGuesses = 32;  // per row of a look-ahead
+inline constexpr int kMaxLead = 2;            // MoE layers ahead
 
 // What the look-ahead gate says of a later layer: for each row of the step experts in order of
 // their choice score, best first.
@@ -120,7 +124,8 @@ class ExpertProvider {
   // the set lives. One set is open at a time.
   virtual Result<ExpertSetPtr> demand(int layer, std::span<const ExpertUse> uses) = 0;
 
-  // Experts per row of a look-ahead that hint() makes use of; 0: it need not be computed.
+  // Experts per row of a look-ahead that hint() makes use of, at most kMaxRankedGuesses; 0: it need
+  // not be computed.
   virtual int num_ranked_guesses() const { return 0; }
   // Says what a later layer may want soon. Free to ignore.
   virtual void hint(const LookAhead& guesses) = 0;

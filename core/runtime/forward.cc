@@ -13,13 +13,14 @@ constexpr float kIndexerNormEps = 1e-6f;  // spec 3.1: not the library default o
 }  // namespace
 
 Forward::Forward(Runner& runner, std::unique_ptr<Workspace> workspace)
-    : engine_(runner.engine()), workspace_(std::move(workspace)) {
+    : engine_(runner.engine()), clock_(runner.clock()), workspace_(std::move(workspace)) {
   const auto rows = static_cast<std::size_t>(workspace_->limits.max_rows);
   segments_.reserve(rows);
   ranges_.reserve(rows);
   sequences_.reserve(rows);
   positions_.reserve(rows);
   logit_rows_.reserve(rows);
+  guesses_.reserve(kMaxLead);
 }
 
 Backend& Forward::backend() const {
@@ -36,12 +37,14 @@ void Forward::release() {
 
 Status Forward::start(const StepBatch& batch) {
   CHECK(done(), "the pass is running");
+  started_us_ = clock_.now_us();
   const auto begin = [&]() -> Status {
     RETURN_IF_ERROR(describe(batch));
     RETURN_IF_ERROR(reserve());
     next_layer_ = 0;
     step_ = {batch.tokens, positions_, ranges_, sequences_, logit_rows_};
     RETURN_IF_ERROR(backend().begin_step(step_));
+    if (hooks_ != nullptr) hooks_->on_begin(batch);
     backend().embed(step_, *engine_.weights().embedding, rows(workspace_->h));
     return backend().status();
   };
@@ -233,69 +236,6 @@ Status Forward::apply_selection_hooks(Runner& runner, const LayerSpec& spec) {
   return {};
 }
 
-// Routed and shared experts, spec 3.7: normed -> h.
-Status Forward::mixture_of_experts(Runner& runner, const LayerSpec& spec,
-                                   const LayerWeights& weights) {
-  Backend& backend = this->backend();
-  Workspace& w = *workspace_;
-  RETURN_IF_ERROR(route(runner, spec, weights));
-  TensorView shared;
-  if (spec.shared_width != 0) {
-    shared = rows(w.shared_out);
-    backend.gated_ffn(step_, *weights.gate, *weights.up, *weights.down, rows(w.normed),
-                      rows(w.ffn_gate).col_slice(0, spec.shared_width),
-                      rows(w.ffn_up).col_slice(0, spec.shared_width), shared);
-  }
-  RETURN_IF_ERROR(run_experts(runner, spec));
-  backend.combine(step_, {w.expert_out.view().row_slice(0, w.plan.num_slots()), w.plan.slots(),
-                          w.plan.slot_weights(), shared, rows(w.h)});
-  return {};
-}
-
-Status Forward::route(Runner& runner, const LayerSpec& spec, const LayerWeights& weights) {
-  Backend& backend = this->backend();
-  Workspace& w = *workspace_;
-  const TensorView logits = rows(w.router_logits).col_slice(0, spec.router.num_experts);
-  backend.linear(step_, *weights.router, rows(w.normed), logits);
-  const auto num_choices = static_cast<std::size_t>(step_.num_rows()) * spec.router.top_k;
-  const RouteMailbox mailbox = {{w.route_experts.view().row<std::int32_t>(0), num_choices},
-                                {w.route_weights.view().row<float>(0), num_choices}};
-  RouteParams params{spec.router, logits, weights.router_bias.view(), {}, mailbox};
-  if (hooks_ != nullptr) params.forced = hooks_->forced_experts(spec.index);
-  backend.route(step_, params);
-  RETURN_IF_ERROR(runner.wait(backend, backend.record(), cancel_));
-  if (hooks_ != nullptr) {
-    const std::span<const float> forced = hooks_->forced_weights(spec.index);
-    std::copy(forced.begin(), forced.end(), mailbox.weights.begin());
-    hooks_->on_routes(spec.index, mailbox);
-  }
-  w.plan.build(mailbox, ranges_, step_.num_rows());
-  return {};
-}
-
-// Runs parts of the chosen experts as they become runnable.
-Status Forward::run_experts(Runner& runner, const LayerSpec& spec) {
-  Backend& backend = this->backend();
-  Workspace& w = *workspace_;
-  const std::span<const ExpertUse> uses = w.plan.uses();
-  ASSIGN_OR_RETURN(const ExpertSetPtr set, runner.experts().demand(spec.index, uses));
-  while (!set->exhausted()) {
-    const std::size_t ready = set->take_ready(w.parts);
-    if (ready == 0) {
-      RETURN_IF_ERROR(set->status());
-      RETURN_IF_ERROR(runner.idle(cancel_));
-      continue;
-    }
-    backend.experts(step_, {rows(w.normed),
-                            w.expert_hidden.view().row_slice(0, w.plan.num_slots()),
-                            w.expert_out.view().row_slice(0, w.plan.num_slots()),
-                            uses,
-                            {w.parts.data(), ready}});
-  }
-  // The leases end with `set`: what was enqueued must have read the experts by then.
-  return runner.wait(backend, backend.record(), cancel_);
-}
-
 Status Forward::finish(Runner& runner) {
   next_layer_ = engine_.num_layers() - 1;  // the head stands on the last layer's device
   Backend& backend = this->backend();
@@ -316,7 +256,17 @@ Status Forward::finish(Runner& runner) {
   for (const Segment& segment : segments_) segment.kv->commit(segment.num_rows);
   num_reserved_ = 0;
   next_layer_ = kFinished;
+  if (hooks_ != nullptr) hooks_->on_end();
+  runner.on_finished(*this);
   return {};
+}
+
+int Forward::num_decode_rows() const {
+  int count = 0;
+  for (const RowRange& range : ranges_) {
+    if (range.purpose == Purpose::kDecode) count += range.num_rows;
+  }
+  return count;
 }
 
 RowsView Forward::logits() const {

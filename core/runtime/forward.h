@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "core/base/clock.h"
 #include "core/base/error.h"
 #include "core/runtime/engine.h"
 #include "core/runtime/step.h"
@@ -42,6 +43,9 @@ class Forward {
   // Wanted rows, ascending; row i of logits() belongs to row logit_rows()[i] of the batch.
   std::span<const std::int32_t> logit_rows() const { return logit_rows_; }
   int max_rows() const { return workspace_->limits.max_rows; }
+  int num_rows() const { return step_.num_rows(); }
+  int num_decode_rows() const;
+  std::int64_t started_us() const { return started_us_; }  // by the runner's clock
 
  private:
   static constexpr int kFinished = -1;
@@ -54,7 +58,9 @@ class Forward {
   Status apply_selection_hooks(Runner& runner, const LayerSpec& spec);
   Status mixture_of_experts(Runner& runner, const LayerSpec& spec, const LayerWeights& weights);
   Status route(Runner& runner, const LayerSpec& spec, const LayerWeights& weights);
-  Status run_experts(Runner& runner, const LayerSpec& spec);
+  void look_ahead(Runner& runner, const TensorView& shared);
+  void tell_guesses(Runner& runner, int layer);
+  Status run_experts(Runner& runner, ExpertSet& set);
   Status finish(Runner& runner);
 
   // A workspace tensor cut to this step's rows.
@@ -64,7 +70,9 @@ class Forward {
   Backend& backend() const;  // runs the dense part of the next layer
 
   const Engine& engine_;
+  const Clock& clock_;
   std::unique_ptr<Workspace> workspace_;
+  std::int64_t started_us_ = 0;
   StepHooks* hooks_ = nullptr;
   StepView step_;
   std::vector<Segment> segments_;
@@ -73,7 +81,9 @@ class Forward {
   std::vector<std::int32_t> positions_, logit_rows_;
   const CancelToken* cancel_ = nullptr;
   int next_layer_ = kFinished;
-  int selecting_layer_ = -1;      // whose selection the workspace holds
+  int selecting_layer_ = -1;        // whose selection the workspace holds
+  std::vector<LookAhead> guesses_;  // of the running layer, not yet told
+  Event guesses_ready_;
   std::size_t num_reserved_ = 0;  // segments whose KV positions are held and not yet committed
 };
 

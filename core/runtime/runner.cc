@@ -1,6 +1,7 @@
 #include "core/runtime/runner.h"
 
 #include <algorithm>
+#include <chrono>
 #include <thread>
 
 #include "core/runtime/session.h"
@@ -41,7 +42,14 @@ void ReturnForward::operator()(Forward* forward) const {
 
 Runner::Runner(std::shared_ptr<const Engine> engine, std::unique_ptr<ExpertProvider> experts,
                RunnerOptions options)
-    : engine_(std::move(engine)), experts_(std::move(experts)), options_(options) {}
+    : engine_(std::move(engine)), experts_(std::move(experts)), options_(options) {
+  for (const LayerSpec& spec : engine_->config().layers()) {
+    if (spec.role == LayerRole::kMain && spec.ffn == FfnKind::kMoe)
+      moe_layers_.push_back(spec.index);
+  }
+  counted_.resize(moe_layers_.size());
+  step_counters_.resize(moe_layers_.size());
+}
 
 Runner::~Runner() = default;
 
@@ -116,7 +124,9 @@ Result<ForwardPtr> Runner::begin(const StepBatch& batch) {
   ASSIGN_OR_RETURN(Forward* const lent,
                    lend_pass(static_cast<int>(batch.tokens.size()), num_logit_rows));
   ForwardPtr forward(lent, ReturnForward{this});
-  RETURN_IF_ERROR(forward->start(batch));
+  StepBatch hooked = batch;
+  if (hooked.hooks == nullptr) hooked.hooks = hooks_;
+  RETURN_IF_ERROR(forward->start(hooked));
   return forward;
 }
 
@@ -169,8 +179,26 @@ Status Runner::wait(Backend& backend, Event event, const CancelToken* cancel) {
 
 Status Runner::idle(const CancelToken* cancel) {
   RETURN_IF_ERROR(check_cancelled(cancel));
-  std::this_thread::yield();
+  constexpr std::chrono::milliseconds kLongest(20);  // until a cancel token is seen
+  experts_->wait(kLongest);
   return {};
+}
+
+LayerCounters Runner::expert_counters() const {
+  LayerCounters total;
+  for (const int layer : moe_layers_) total += experts_->counters(layer);
+  return total;
+}
+
+void Runner::on_finished(const Forward& forward) {
+  if (listener_ == nullptr) return;
+  for (std::size_t i = 0; i < moe_layers_.size(); ++i) {
+    const LayerCounters now = experts_->counters(moe_layers_[i]);
+    step_counters_[i] = now - counted_[i];
+    counted_[i] = now;
+  }
+  listener_->on_step({forward.num_rows(), forward.num_decode_rows(),
+                      clock_.now_us() - forward.started_us(), moe_layers_, step_counters_});
 }
 
 }  // namespace stoker

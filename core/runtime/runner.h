@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/base/cancel.h"
+#include "core/base/clock.h"
 #include "core/base/error.h"
 #include "core/interface/expert_provider.h"
 #include "core/runtime/engine.h"
@@ -50,6 +51,15 @@ class Runner {
   // Reserved beside the weights: KV pool and workspaces.
   std::int64_t kv_bytes() const { return kv_pool_->bytes(); }
   std::int64_t workspace_bytes() const;
+  const Clock& clock() const { return clock_; }
+
+  // Over all layers, since the runner was made.
+  LayerCounters expert_counters() const;
+  // Hooks of every pass whose batch brings none; null: none.
+  void set_hooks(StepHooks* hooks) { hooks_ = hooks; }
+  // Told of every step; null: nobody. Of passes that overlap, the one that ends first is charged
+  // with what both did until then.
+  void set_listener(StepListener* listener) { listener_ = listener; }
 
   // Starts a pass; advance it with run_layer(). Passes of disjoint sequences may be alive at once.
   Result<ForwardPtr> begin(const StepBatch& batch);
@@ -64,8 +74,10 @@ class Runner {
   // Waits until `event` is done. kCancelled when the token fires first; enqueued work is then still
   // running.
   Status wait(Backend& backend, Event event, const CancelToken* cancel);
-  // Called while nothing is runnable.
+  // Called while no expert is runnable: waits for one a moment.
   Status idle(const CancelToken* cancel);
+  // Called by a pass that has ended well.
+  void on_finished(const Forward& forward);
 
  private:
   friend struct ReturnForward;
@@ -85,6 +97,11 @@ class Runner {
     bool lent = false;
   };
   std::vector<Pass> passes_;
+  SteadyClock clock_;
+  StepHooks* hooks_ = nullptr;
+  StepListener* listener_ = nullptr;
+  std::vector<int> moe_layers_;
+  std::vector<LayerCounters> counted_, step_counters_;  // by entry of moe_layers_
   // step() builds its batch here.
   std::vector<TokenId> tokens_;
   std::vector<Segment> segments_;

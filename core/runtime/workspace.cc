@@ -55,10 +55,13 @@ std::vector<Wish> wishes_of(const ModelConfig& config, DType act, WorkspaceLimit
       {&W::router_logits, DType::kF32, rows, widths.num_experts, false},
       {&W::expert_hidden, act, slots, widths.moe, false},
       {&W::expert_out, act, slots, hidden, false},
+      {&W::look_ahead, act, rows, hidden, false},
       {&W::logit_hidden, act, limits.max_logit_rows, hidden, false},
       {&W::logits, DType::kF32, limits.max_logit_rows, config.vocab_size, false},
       {&W::route_experts, DType::kI32, rows, widths.top_k, true},
       {&W::route_weights, DType::kF32, rows, widths.top_k, true},
+      {&W::guessed_experts, DType::kI32, kMaxLead * rows, kMaxRankedGuesses, true},
+      {&W::guessed_weights, DType::kF32, kMaxLead * rows, kMaxRankedGuesses, true},
       {&W::host_logits, DType::kF32, limits.max_logit_rows, config.vocab_size, true},
   };
   if (const auto dims = config.indexer_dims()) {

@@ -36,11 +36,13 @@ struct Workspace {
   Tensor shared_out;                 // [T, hidden_size]
   Tensor router_logits;              // F32 [T, n_routed_experts]
   Tensor expert_hidden, expert_out;  // [T * top_k, moe_intermediate_size], [T * top_k, hidden_size]
+  Tensor look_ahead;                 // [T, hidden_size]
   Tensor logit_hidden, logits;       // [L, hidden_size], F32 [L, vocab_size]
   // Host memory.
-  Tensor route_experts, route_weights;  // I32, F32 [T, top_k]
-  Tensor host_logits;                   // F32 [L, vocab_size]
-  Tensor host_selected, host_counts;    // as selected, selected_counts
+  Tensor route_experts, route_weights;      // I32, F32 [T, top_k]
+  Tensor guessed_experts, guessed_weights;  // I32, F32 [kMaxLead * T, kMaxRankedGuesses]
+  Tensor host_logits;                       // F32 [L, vocab_size]
+  Tensor host_selected, host_counts;        // as selected, selected_counts
   ExpertPlan plan{1, 1, 1};
   std::vector<ExpertPart> parts;  // taken from a set, not yet enqueued
 };

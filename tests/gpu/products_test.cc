@@ -3,6 +3,7 @@
 
 #include "quant/defined_arithmetic.h"
 #include "quant/expert_block.h"
+#include "quant/quantize.h"
 #include "tests/gpu/cuda_test.h"
 
 namespace stoker {
@@ -109,9 +110,27 @@ class CudaExperts : public CudaProducts {
     Tensor resident;
   };
 
-  void run(QuantFormat format, std::int64_t hidden_size, std::int64_t inter_size, bool on_device) {
+  // What a block of `spec` holds of `source`: integers are quantised.
+  static HostMatrix as_held(HostMatrix source, const QuantSpec& spec) {
+    if (!spec.is_integer()) return source;
+    HostMatrix held;
+    held.view = source.view;
+    held.view.spec = spec;
+    held.view.layout = WeightLayout::kTile16;
+    const quant::Tile16 tile = quant::tile16_of(held.view);
+    held.payload.resize(static_cast<std::size_t>(tile.payload_bytes() + tile.scale_bytes()));
+    std::byte* const scales = held.payload.data() + tile.payload_bytes();
+    quant::quantize_tile16(source.view, 0, source.view.rows, spec, held.payload.data(), scales);
+    held.view.payload = held.payload.data();
+    held.view.scales = scales;
+    return held;
+  }
+
+  void run(const QuantSpec& spec, std::int64_t hidden_size, std::int64_t inter_size,
+           bool on_device) {
     Random random(4);
-    const quant::ExpertBlocks layout(hidden_size, inter_size, QuantSpec{format});
+    const quant::ExpertBlocks layout(hidden_size, inter_size, spec);
+    const QuantFormat format = spec.is_integer() ? QuantFormat::kBf16 : spec.format;
     const std::vector<std::vector<std::int32_t>> rows = {{1}, {0, 1, 2, 3, 4}, {2, 4}};
     std::vector<Expert> experts(rows.size());
     std::vector<ExpertUse> uses;
@@ -128,6 +147,9 @@ class CudaExperts : public CudaProducts {
       for (int b = 0; b < layout.num_blocks(); ++b) {
         layout.write(b, expert.gate.view, expert.up.view, expert.down.view,
                      expert.blocks.data() + layout.block(b).offset);
+      }
+      for (HostMatrix* matrix : {&expert.gate, &expert.up, &expert.down}) {
+        *matrix = as_held(std::move(*matrix), spec);
       }
       if (on_device) {
         expert.resident = empty(DType::kU8, 1, layout.expert_bytes());
@@ -178,11 +200,19 @@ class CudaExperts : public CudaProducts {
   }
 };
 
-TEST_P(CudaExperts, InDeviceMemory) { run(QuantFormat::kF8E4m3B128, 512, 2064, true); }
-TEST_P(CudaExperts, InHostMemory) { run(QuantFormat::kF8E4m3B128, 512, 2064, false); }
-TEST_P(CudaExperts, OddSizes) { run(QuantFormat::kF8E4m3B128, 130, 75, true); }
-TEST_P(CudaExperts, Bf16Weights) { run(QuantFormat::kBf16, 136, 72, true); }
-TEST_P(CudaExperts, F32Weights) { run(QuantFormat::kF32, 70, 34, false); }
+constexpr QuantSpec kFp8{QuantFormat::kF8E4m3B128, 128};
+TEST_P(CudaExperts, InDeviceMemory) { run(kFp8, 512, 2064, true); }
+TEST_P(CudaExperts, InHostMemory) { run(kFp8, 512, 2064, false); }
+TEST_P(CudaExperts, OddSizes) { run(kFp8, 130, 75, true); }
+TEST_P(CudaExperts, Bf16Weights) { run(QuantSpec{QuantFormat::kBf16}, 136, 72, true); }
+TEST_P(CudaExperts, F32Weights) { run(QuantSpec{QuantFormat::kF32}, 70, 34, false); }
+TEST_P(CudaExperts, Int8Weights) { run({QuantFormat::kInt8, 128}, 512, 2064, true); }
+TEST_P(CudaExperts, Int8WeightsOfOddSizesInHostMemory) {
+  run({QuantFormat::kInt8, 128}, 130, 75, false);
+}
+TEST_P(CudaExperts, Int4Weights) { run({QuantFormat::kInt4, 64}, 512, 2064, true); }
+TEST_P(CudaExperts, Int4WeightsInHostMemory) { run({QuantFormat::kInt4, 128}, 512, 2064, false); }
+TEST_P(CudaExperts, Int4WeightsOfOddSizes) { run({QuantFormat::kInt4, 32}, 133, 75, true); }
 
 TEST_P(CudaExperts, CombineAddsInTheGivenOrder) {
   Random random(5);

@@ -1,18 +1,24 @@
 #include "tests/support/tiny_engine.h"
 
-#include "prefetch/resident_experts.h"
-
 namespace stoker::test {
 
 TinyEngine::TinyEngine(const std::string& config, std::unique_ptr<Backend> backend,
-                       RunnerOptions options, const WrapProvider& wrap) {
-  ModelConfig parsed = ModelConfig::parse(config).value();
-  const MemoryWeights weights(parsed);
-  const MemoryExperts source(parsed);
-  std::unique_ptr<ExpertProvider> experts =
-      ResidentExperts::load(parsed, source, 0, nullptr).value();
+                       RunnerOptions options, const WrapProvider& wrap, const TinyPaging& paging)
+    : config_(ModelConfig::parse(config).value()) {
+  const MemoryWeights weights(config_);
+  const std::vector<ExpertLayer> layers = expert_layers(config_);
+  int num_experts = 0;
+  for (const ExpertLayer& layer : layers) num_experts += layer.num_experts;
+  source_ = std::make_unique<MemoryExperts>(config_);
+  arena_ = std::make_unique<MemoryArena>(paging.num_slots > 0 ? paging.num_slots : num_experts,
+                                         source_->expert_bytes(layers.front().layer));
+  reader_ = std::make_unique<MemoryReader>(*source_, paging.reader);
+  auto manager =
+      ExpertManager::create(layers, *source_, *reader_, *arena_, clock_, paging.manager).value();
+  manager_ = manager.get();
+  std::unique_ptr<ExpertProvider> experts = std::move(manager);
   if (wrap) experts = wrap(std::move(experts));
-  std::shared_ptr<const Engine> engine = Engine::load(parsed, weights, std::move(backend)).value();
+  std::shared_ptr<const Engine> engine = Engine::load(config_, weights, std::move(backend)).value();
   runner_ = Runner::create(std::move(engine), std::move(experts), options).value();
 }
 

@@ -8,13 +8,22 @@
 
 #include "core/runtime/runner.h"
 #include "core/runtime/session.h"
+#include "prefetch/expert_manager.h"
 #include "tests/support/memory_model.h"
+#include "tests/support/memory_reader.h"
 
 namespace stoker::test {
 
 // Room for short tests that want every row's logits.
 inline constexpr RunnerOptions kTinyRunner{
     .context_tokens = 1024, .prefill_rows = 128, .decode_rows = 8, .prefill_logit_rows = 128};
+
+// How the routed experts are paged.
+struct TinyPaging {
+  int num_slots = 0;  // 0: one for each expert
+  MemoryReaderOptions reader{};
+  ExpertManagerOptions manager{};
+};
 
 class TinyEngine {
  public:
@@ -23,9 +32,12 @@ class TinyEngine {
 
   // `config` is the text of a config.json (published_configs.h).
   TinyEngine(const std::string& config, std::unique_ptr<Backend> backend,
-             RunnerOptions options = kTinyRunner, const WrapProvider& wrap = nullptr);
+             RunnerOptions options = kTinyRunner, const WrapProvider& wrap = nullptr,
+             const TinyPaging& paging = {});
 
   Runner& runner() { return *runner_; }
+  // What pages the experts, also when it is wrapped.
+  ExpertManager& experts() { return *manager_; }
   const ModelConfig& config() const { return runner_->engine().config(); }
   KvSequence sequence() { return KvSequence(runner_->kv_pool()); }
 
@@ -36,6 +48,12 @@ class TinyEngine {
   static std::vector<std::vector<float>> rows_of(const Forward& forward);
 
  private:
+  ModelConfig config_;
+  SteadyClock clock_;
+  std::unique_ptr<MemoryExperts> source_;
+  std::unique_ptr<MemoryArena> arena_;
+  std::unique_ptr<MemoryReader> reader_;
+  ExpertManager* manager_ = nullptr;  // the runner's, perhaps inside a wrapper
   std::unique_ptr<Runner> runner_;
 };
 

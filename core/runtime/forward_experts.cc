@@ -1,0 +1,146 @@
+// The mixture-of-experts half of a layer (spec 3.7): router, shared expert, routed experts as they
+// become runnable, and the look at what later layers may want.
+#include <algorithm>
+
+#include "core/runtime/forward.h"
+#include "core/runtime/runner.h"
+
+namespace stoker {
+
+// normed -> h.
+Status Forward::mixture_of_experts(Runner& runner, const LayerSpec& spec,
+                                   const LayerWeights& weights) {
+  Backend& backend = this->backend();
+  Workspace& w = *workspace_;
+  RETURN_IF_ERROR(route(runner, spec, weights));
+  // 1. What is missing is asked for before anything else is computed.
+  ASSIGN_OR_RETURN(const ExpertSetPtr set, runner.experts().demand(spec.index, w.plan.uses()));
+  // 2. The shared expert, and with its output the look ahead, while the drive works.
+  TensorView shared;
+  if (spec.shared_width != 0) {
+    shared = rows(w.shared_out);
+    backend.gated_ffn(step_, *weights.gate, *weights.up, *weights.down, rows(w.normed),
+                      rows(w.ffn_gate).col_slice(0, spec.shared_width),
+                      rows(w.ffn_up).col_slice(0, spec.shared_width), shared);
+  }
+  look_ahead(runner, shared);
+  // 3. Experts in whatever order they come; their sum in ascending id.
+  if (Status status = run_experts(runner, *set); !status.ok()) {
+    (void)backend.finish();  // nothing may still read what the set gives back
+    return status;
+  }
+  backend.combine(step_, {w.expert_out.view().row_slice(0, w.plan.num_slots()), w.plan.slots(),
+                          w.plan.slot_weights(), shared, rows(w.h)});
+  return {};
+}
+
+Status Forward::route(Runner& runner, const LayerSpec& spec, const LayerWeights& weights) {
+  Backend& backend = this->backend();
+  Workspace& w = *workspace_;
+  const TensorView logits = rows(w.router_logits).col_slice(0, spec.router.num_experts);
+  backend.linear(step_, *weights.router, rows(w.normed), logits);
+  const auto num_choices = static_cast<std::size_t>(step_.num_rows()) * spec.router.top_k;
+  const RouteMailbox mailbox = {{w.route_experts.view().row<std::int32_t>(0), num_choices},
+                                {w.route_weights.view().row<float>(0), num_choices}};
+  RouteParams params{spec.router, logits, weights.router_bias.view(), {}, mailbox};
+  if (hooks_ != nullptr) params.forced = hooks_->forced_experts(spec.index);
+  backend.route(step_, params);
+  RETURN_IF_ERROR(runner.wait(backend, backend.record(), cancel_));
+  if (hooks_ != nullptr) {
+    const std::span<const float> forced = hooks_->forced_weights(spec.index);
+    std::copy(forced.begin(), forced.end(), mailbox.weights.begin());
+    hooks_->on_routes(spec.index, mailbox);
+  }
+  w.plan.build(mailbox, ranges_, step_.num_rows());
+  return {};
+}
+
+// The routers of the next MoE layers on the current residual, the shared expert's output added and
+// those layers' attention left out: what tell_guesses() passes on once the mailbox is filled.
+void Forward::look_ahead(Runner& runner, const TensorView& shared) {
+  guesses_.clear();
+  const int wanted =
+      std::max(runner.experts().num_ranked_guesses(), hooks_ ? hooks_->num_ranked_wanted() : 0);
+  if (wanted == 0) return;
+  Backend& backend = this->backend();
+  Workspace& w = *workspace_;
+  const std::span<const LayerSpec> layers = engine_.config().layers();
+  const float eps = engine_.config().rms_norm_eps;
+  const TensorView state = rows(w.h);  // free until the experts are combined
+  bool copied = false;
+  int lead = 0;
+  for (int layer = next_layer_ + 1; layer < engine_.num_layers() && lead < kMaxLead; ++layer) {
+    const LayerSpec& spec = layers[layer];
+    if (spec.ffn != FfnKind::kMoe) continue;
+    ++lead;
+    const LayerWeights& weights = engine_.weights().layers[layer];
+    const TensorView normed = rows(w.look_ahead);
+    if (!copied) backend.copy(state, rows(w.residual));
+    if (!copied && !shared.empty()) {
+      backend.add_rms_norm(step_, shared, state, /*first=*/false,
+                           weights.post_attention_norm.view(), eps, normed);
+    } else {
+      backend.rms_norm(step_, state, weights.post_attention_norm.view(), eps, normed);
+    }
+    copied = true;
+    const TensorView logits = rows(w.router_logits).col_slice(0, spec.router.num_experts);
+    backend.linear(step_, *weights.router, normed, logits);
+    RouterSpec ranking = spec.router;
+    ranking.top_k =
+        std::min(wanted, spec.router.num_experts / spec.router.num_groups * spec.router.top_groups);
+    const auto count = static_cast<std::size_t>(step_.num_rows()) * ranking.top_k;
+    const std::int64_t first = (lead - 1) * std::int64_t{max_rows()};
+    const RouteMailbox mailbox = {{w.guessed_experts.view().row<std::int32_t>(first), count},
+                                  {w.guessed_weights.view().row<float>(first), count}};
+    backend.route(step_, {ranking, logits, weights.router_bias.view(), {}, mailbox});
+    guesses_.push_back({spec.index, lead, step_.num_rows(), ranking.top_k, mailbox.experts});
+  }
+  guesses_ready_ = backend.record();
+}
+
+// Passes the guesses on, once the backend has written them.
+void Forward::tell_guesses(Runner& runner, int layer) {
+  if (guesses_.empty() || !backend().done(guesses_ready_)) return;
+  for (const LookAhead& guesses : guesses_) {
+    LookAhead forced;
+    if (hooks_ != nullptr) {
+      hooks_->on_look_ahead(layer, guesses);
+      forced = hooks_->forced_look_ahead(layer, guesses.lead);
+    }
+    runner.experts().hint(forced.num_ranked > 0 ? forced : guesses);
+  }
+  guesses_.clear();
+}
+
+Status Forward::run_experts(Runner& runner, ExpertSet& set) {
+  Backend& backend = this->backend();
+  Workspace& w = *workspace_;
+  const int layer = engine_.config().layers()[next_layer_].index;
+  while (!set.exhausted()) {
+    tell_guesses(runner, layer);
+    const std::size_t ready = set.take_ready(w.parts);
+    if (ready > 0) {
+      backend.experts(step_, {rows(w.normed),
+                              w.expert_hidden.view().row_slice(0, w.plan.num_slots()),
+                              w.expert_out.view().row_slice(0, w.plan.num_slots()),
+                              w.plan.uses(),
+                              {w.parts.data(), ready}});
+      continue;
+    }
+    RETURN_IF_ERROR(set.status());
+    if (set.waits_for_slots()) {
+      RETURN_IF_ERROR(runner.wait(backend, backend.record(), cancel_));
+      set.retire_taken();
+    } else {
+      (void)backend.done(backend.record());  // parts with guards pass them as they are computed
+      RETURN_IF_ERROR(backend.status());
+      RETURN_IF_ERROR(runner.idle(cancel_));
+    }
+  }
+  // The leases end with the set: what was enqueued must have read the experts by then.
+  RETURN_IF_ERROR(runner.wait(backend, backend.record(), cancel_));
+  tell_guesses(runner, layer);
+  return {};
+}
+
+}  // namespace stoker

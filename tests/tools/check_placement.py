@@ -1,0 +1,138 @@
+#!/usr/bin/env python3
+"""Placement changes speed, never output: a model's logits and chosen experts, bit for bit, wherever its experts lie.
+
+    check_placement.py STOKER MODEL_DIR TOKENS.json [--sample N] [--forms as-is,fp8,int8,int4]
+
+Packs MODEL_DIR in every form, each once in one file and once in two, and runs `stoker eval` on the tokens, decoded one by
+one and in one pass, over: memory for the fewest slots allowed, for some and for all experts; both I/O engines; direct and
+buffered; prefetch on and off; one and two threads; one directory, two, a mirror. Every run must give the same bytes
+as the first of its form; `as-is` (the published shards) and `fp8` (packed without loss) must agree with each other. With --sample only
+N runs of each form are drawn (seeded), the extremes always among them. Standard library only.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import pathlib
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+
+AXES = {
+    "ram": ["fewest", "some", "all"],
+    "io": ["uring", "pread"],
+    "direct": ["auto", "off"],
+    "prefetch": ["on", "off"],
+    "threads": ["1", "2"],
+    "where": ["one", "two", "mirror"],
+}
+
+
+def stoker(program, *arguments):
+    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=600)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(map(str, arguments))}: exit status {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
+
+
+class Form:
+    """One way a model's experts are stored, and how much memory which share of them takes."""
+
+    def __init__(self, program, name, model, scratch):
+        self.name, self.program, self.scratch = name, program, scratch
+        self.model = model
+        self.directories = {"one": None}
+        if name != "as-is":
+            self.model = self.pack(model, "one", 1)
+            two = self.pack(model, "two", 2)
+            # The second file in a directory of its own; and both files twice.
+            second = scratch / f"{name}-second"
+            second.mkdir()
+            shutil.move(two / "experts-001.safetensors", second)
+            copy = scratch / f"{name}-copy"
+            copy.mkdir()
+            shutil.copy(self.model / "experts-000.safetensors", copy)
+            self.two = two
+            self.directories |= {"two": f"{two},{second}", "mirror": f"{self.model},{copy}"}
+        report = json.loads(stoker(program, "inspect", self.model, "--json"))
+        config, slot_bytes = report["config"], report["experts"]["slot_bytes"]
+        fewest = config["num_experts_per_tok"]
+        every = (config["num_hidden_layers"] - config["first_k_dense_replace"]) * config["n_routed_experts"]
+        self.ram = {"fewest": fewest * slot_bytes, "some": every // 3 * slot_bytes, "all": every * slot_bytes}
+
+    def pack(self, model, label, files):
+        out = self.scratch / f"{self.name}-{label}"
+        stoker(self.program, "pack", model, "--out", out, "--experts", self.name, "--files", files)
+        return out
+
+    def run(self, tokens, chunk, choice):
+        """Hash of logits and routes."""
+        out = self.scratch / "out"
+        arguments = ["--ram", self.ram[choice["ram"]], "--threads", choice["threads"]]
+        for flag in ("io", "direct", "prefetch"):
+            arguments += [f"--{flag}", choice[flag]]
+        model = self.two if choice["where"] == "two" else self.model
+        if self.directories[choice["where"]]:
+            arguments += ["--store", self.directories[choice["where"]]]
+        chunks = ["--chunk", "1"] if chunk == 1 else []
+        stoker(self.program, "eval", model, "--tokens", tokens, "--logits", f"{out}.npy", "--routes", f"{out}.json",
+               *chunks, *arguments)
+        digest = hashlib.sha256()
+        for name in (f"{out}.npy", f"{out}.json"):
+            digest.update(pathlib.Path(name).read_bytes())
+        return digest.hexdigest()
+
+    def choices(self, sample, rng):
+        axes = dict(AXES, where=list(self.directories))
+        every = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+        if not sample or sample >= len(every):
+            return every
+        return [every[0], every[-1]] + rng.sample(every[1:-1], sample - 2)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stoker")
+    parser.add_argument("model", type=pathlib.Path)
+    parser.add_argument("tokens", type=pathlib.Path)
+    parser.add_argument("--sample", type=int, default=0)
+    parser.add_argument("--forms", default="as-is,fp8,int8,int4")
+    args = parser.parse_args()
+    if not args.tokens.exists():
+        print(f"skipped: {args.tokens} is not there")
+        return 77
+
+    problems = []
+    rng = random.Random(7)
+    lossless = {}  # chunk -> hashes of forms that hold the same weights
+    for name in args.forms.split(","):
+        with tempfile.TemporaryDirectory() as scratch:
+            form = Form(args.stoker, name, args.model, pathlib.Path(scratch))
+            for chunk in (1, 0):
+                first, count = None, 0
+                for choice in form.choices(args.sample, rng):
+                    try:
+                        got = form.run(args.tokens, chunk, choice)
+                    except RuntimeError as error:
+                        problems.append(f"{name}: {choice}: {error}")
+                        continue
+                    first = first or got
+                    count += 1
+                    if got != first:
+                        problems.append(f"{name}, {'decoded' if chunk else 'one pass'}: {choice} differs")
+                if name in ("as-is", "fp8"):
+                    lossless.setdefault(chunk, set()).add(first)
+                print(f"{name}, {'decoded' if chunk else 'one pass'}: {count} runs", flush=True)
+    for hashes in lossless.values():
+        if len(hashes) > 1:
+            problems.append("the published shards and the packed FP8 store give different bits")
+    for problem in problems:
+        print(f"FAILED {problem}")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+#include "tools/memory_plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <string>
+
+namespace stoker::tools {
+namespace {
+
+double gib(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
+
+std::string fixed_parts(const MemoryNeed& need) {
+  return fmt::format(
+      "{:.2f} GiB for all weights but the routed experts, {:.2f} for {} tokens of context and "
+      "{:.2f} "
+      "for activations",
+      gib(need.dense_bytes), gib(need.kv_bytes), need.context_tokens, gib(need.workspace_bytes));
+}
+
+}  // namespace
+
+Result<int> plan_slots(const MemoryNeed& need, std::int64_t ram_bytes,
+                       std::int64_t available_bytes) {
+  const bool known = available_bytes > 0;
+  if (known && need.fixed_bytes() > available_bytes) {
+    return make_error(ErrorCode::kResource,
+                      "this model needs {}, {:.2f} GiB of memory are available: free some, shorten "
+                      "--ctx, or take a smaller model",
+                      fixed_parts(need), gib(available_bytes));
+  }
+  if (need.slot_bytes == 0) return 0;
+  // 1. The budget.
+  const std::int64_t everything = need.num_experts * need.slot_bytes;
+  const std::int64_t room = available_bytes - need.fixed_bytes();
+  std::int64_t budget = everything;
+  if (ram_bytes > 0) {
+    budget = std::min(ram_bytes, everything);
+  } else if (known) {
+    budget = std::min(room - available_bytes / 16, everything);
+  }
+  // 2. Does it hold what one layer of a token needs?
+  const std::int64_t least = need.fewest_slots * need.slot_bytes;
+  if (budget < least && ram_bytes > 0) {
+    return make_error(
+        ErrorCode::kResource,
+        "--ram {} holds {} experts of {} bytes; a token needs {} in one layer, so give "
+        "it at least {} bytes ({:.2f} GiB)",
+        ram_bytes, budget / need.slot_bytes, need.slot_bytes, need.fewest_slots, least, gib(least));
+  }
+  // 3. And does the machine hold it?
+  if (known && (budget < least || budget > room)) {
+    return make_error(
+        ErrorCode::kResource,
+        "{:.2f} GiB for routed experts (a token needs {:.2f} in one layer) are too many: "
+        "this model needs {} besides, and {:.2f} GiB of memory are available",
+        gib(std::max(budget, least)), gib(least), fixed_parts(need), gib(available_bytes));
+  }
+  return static_cast<int>(budget / need.slot_bytes);
+}
+
+}  // namespace stoker::tools
