@@ -57,7 +57,7 @@ class Form:
             shutil.copy(self.model / "experts-000.safetensors", copy)
             self.two = two
             self.directories |= {"two": f"{two},{second}", "mirror": f"{self.model},{copy}"}
-        report = json.loads(stoker(program, "inspect", self.model, "--json"))
+        report = json.loads(stoker(program, "inspect", self.model, "--json"))["model"]
         config, slot_bytes = report["config"], report["experts"]["slot_bytes"]
         fewest = config["num_experts_per_tok"]
         every = (config["num_hidden_layers"] - config["first_k_dense_replace"]) * config["n_routed_experts"]
