@@ -96,10 +96,12 @@ Status FileBlockReader::open() {
     ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, open_engine(descriptors));
     engine_name_ = engine->name();
     if (options_.wrap_engine) engine = options_.wrap_engine(std::move(engine));
-    drives_.push_back(std::make_unique<DriveThread>(
-        source_, std::move(engine),
-        DriveLimits{options_.demand_bytes_in_flight, options_.speculative_bytes_in_flight},
-        outbox_));
+    const DriveLimits limits{options_.demand_bytes_in_flight, options_.speculative_bytes_in_flight};
+    try {
+      drives_.push_back(std::make_unique<DriveThread>(source_, std::move(engine), limits, outbox_));
+    } catch (const std::system_error& error) {
+      return make_error(ErrorCode::kResource, "no thread to read with: {}", error.what());
+    }
   }
   return {};
 }
