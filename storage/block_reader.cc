@@ -89,6 +89,7 @@ Status FileBlockReader::open() {
   CHECK(options_.demand_bytes_in_flight >= 0 && options_.speculative_bytes_in_flight > 0);
   RETURN_IF_ERROR(open_files());
   std::vector<int> descriptors;
+  descriptors.reserve(files_.size());
   for (const ReadFile& file : files_) descriptors.push_back(file.fd());
   const int num_drives = *std::max_element(drive_of_file_.begin(), drive_of_file_.end()) + 1;
   for (int drive = 0; drive < num_drives; ++drive) {
