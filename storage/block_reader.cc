@@ -89,6 +89,7 @@ Status FileBlockReader::open() {
   CHECK(options_.demand_bytes_in_flight >= 0 && options_.speculative_bytes_in_flight > 0);
   RETURN_IF_ERROR(open_files());
   std::vector<int> descriptors;
+  descriptors.reserve(files_.size());
   for (const ReadFile& file : files_) descriptors.push_back(file.fd());
   const int num_drives = *std::max_element(drive_of_file_.begin(), drive_of_file_.end()) + 1;
   for (int drive = 0; drive < num_drives; ++drive) {
@@ -96,10 +97,12 @@ Status FileBlockReader::open() {
     ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, open_engine(descriptors));
     engine_name_ = engine->name();
     if (options_.wrap_engine) engine = options_.wrap_engine(std::move(engine));
-    drives_.push_back(std::make_unique<DriveThread>(
-        source_, std::move(engine),
-        DriveLimits{options_.demand_bytes_in_flight, options_.speculative_bytes_in_flight},
-        outbox_));
+    const DriveLimits limits{options_.demand_bytes_in_flight, options_.speculative_bytes_in_flight};
+    try {
+      drives_.push_back(std::make_unique<DriveThread>(source_, std::move(engine), limits, outbox_));
+    } catch (const std::system_error& error) {
+      return make_error(ErrorCode::kResource, "no thread to read with: {}", error.what());
+    }
   }
   return {};
 }

@@ -85,7 +85,16 @@ HostSlotArena::~HostSlotArena() { stop(); }
 
 void HostSlotArena::start(std::function<void(std::span<std::byte>)> prepare) {
   CHECK(!thread_.joinable() && num_usable() == 0, "the arena grows already");
-  thread_ = std::thread([this, prepare = std::move(prepare)] { grow(prepare); });
+  try {
+    thread_ = std::thread([this, prepare = std::move(prepare)] { grow(prepare); });
+  } catch (const std::system_error& error) {
+    give_up(make_error(ErrorCode::kResource, "no thread to make slots with: {}", error.what()));
+  }
+}
+
+void HostSlotArena::give_up(Error error) {
+  const std::lock_guard lock(mutex_);
+  error_ = std::move(error);
 }
 
 void HostSlotArena::stop() {
@@ -112,12 +121,8 @@ void HostSlotArena::grow(const std::function<void(std::span<std::byte>)>& prepar
     const int first = num_usable();
     const int segment_end = (first / segment_slots_ + 1) * segment_slots_;
     const int end = std::min({first + stretch_slots_, segment_end, num_slots_});
-    const Status status = add_stretch(first, end, prepare);
-    if (!status.ok()) {
-      const std::lock_guard lock(mutex_);
-      error_ = status.error();
-      return;
-    }
+    Status status = add_stretch(first, end, prepare);
+    if (!status.ok()) return give_up(std::move(status).error());
     num_usable_.store(end, std::memory_order_release);
   }
 }

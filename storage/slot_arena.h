@@ -53,6 +53,7 @@ class HostSlotArena final : public SlotArena {
   using Segment = std::unique_ptr<std::byte, Unmap>;
 
   explicit HostSlotArena(const SlotArenaOptions& options);
+  void give_up(Error error);
   void grow(const std::function<void(std::span<std::byte>)>& prepare);
   Status add_stretch(int first_slot, int end_slot,
                      const std::function<void(std::span<std::byte>)>& prepare);

@@ -193,6 +193,7 @@ Status IoBench::open_ways() {
 // some give more after a rest.
 Status IoBench::measure_cases() {
   std::vector<Case*> order;
+  order.reserve(cases_.size());
   for (Case& one : cases_) order.push_back(&one);
   std::mt19937 random(1);
   for (int round = 0; round < rounds_; ++round) {
