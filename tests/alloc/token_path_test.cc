@@ -56,16 +56,30 @@ int posix_memalign(void** out, size_t align, size_t size) {
 namespace stoker {
 namespace {
 
-class TokenPathTest : public testing::TestWithParam<const char*> {};
+// Type of activations; slots for routed experts, of 36; whether experts are fetched ahead.
+struct Case {
+  const char* activations;
+  int num_slots;
+  bool prefetch;
+};
+class TokenPathTest : public testing::TestWithParam<Case> {};
 
 TEST_P(TokenPathTest, AllocatesNothingAfterWarmUp) {
   if (STOKER_COUNTS_ALLOCATIONS == 0) GTEST_SKIP() << "a sanitizer owns the allocator";
   Team team(2);
   CpuBackendOptions options;
-  options.activations = std::string_view(GetParam()) == "f32" ? DType::kF32 : DType::kBf16;
+  options.activations =
+      std::string_view(GetParam().activations) == "f32" ? DType::kF32 : DType::kBf16;
   options.isa = best_isa();
   options.team = &team;
-  test::TinyEngine engine(test::tiny_config(), make_cpu_backend(options).value());
+  test::TinyPaging paging;
+  paging.num_slots = GetParam().num_slots;
+  paging.prepare_experts = true;
+  paging.reader.keeps_log = false;
+  paging.manager.prefetch.enabled = GetParam().prefetch;
+  paging.manager.prefetch.adaptive = false;
+  test::TinyEngine engine(test::tiny_config(), make_cpu_backend(options).value(), test::kTinyRunner,
+                          nullptr, paging);
   Session session(engine.runner(), {.temperature = 0.7f, .seed = 3});
   // A prompt, then decode steps: what those allocated. Prefill is left out: oneDNN allocates in
   // every call it executes (about twice per product of 64 rows), which is not ours to change.
@@ -88,8 +102,15 @@ TEST(AllocationCounter, SeesAllocations) {
   EXPECT_GT(num_allocations, before);
 }
 
-INSTANTIATE_TEST_SUITE_P(Activations, TokenPathTest, testing::Values("bf16", "f32"),
-                         [](const auto& info) { return std::string(info.param); });
+INSTANTIATE_TEST_SUITE_P(Activations, TokenPathTest,
+                         testing::Values(Case{"bf16", 36, false}, Case{"f32", 36, true},
+                                         Case{"bf16", 13, false}, Case{"bf16", 13, true},
+                                         Case{"f32", 4, true}),
+                         [](const auto& info) {
+                           return std::string(info.param.activations) + "_" +
+                                  std::to_string(info.param.num_slots) +
+                                  (info.param.prefetch ? "_prefetch" : "");
+                         });
 
 }  // namespace
 }  // namespace stoker

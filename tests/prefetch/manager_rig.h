@@ -133,6 +133,9 @@ class ManagerRig {
     return {};
   }
 
+  // A test demanded behind run()'s back.
+  void note_demanded(std::int64_t num_experts) { num_demanded_ += num_experts; }
+
   // demanded = hit + late + miss, and every byte that was read is accounted for.
   void expect_consistent_counters() {
     LayerCounters total;

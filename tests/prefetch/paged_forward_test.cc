@@ -31,17 +31,27 @@ Rows run(TinyEngine& engine) {
 
 std::unique_ptr<Backend> reference() { return std::make_unique<ReferenceBackend>(); }
 
-class PagedForward : public testing::TestWithParam<int> {};
+// Slots, and whether experts are fetched ahead.
+class PagedForward : public testing::TestWithParam<std::tuple<int, bool>> {
+ protected:
+  static TinyPaging paging(bool shuffled) {
+    TinyPaging paging;
+    paging.num_slots = std::get<0>(GetParam());
+    paging.manager.prefetch.enabled = std::get<1>(GetParam());
+    paging.manager.prefetch.adaptive = false;
+    paging.reader.depth = 7;
+    paging.reader.shuffled = shuffled;
+    paging.reader.max_per_reap = 1;  // they drip in
+    return paging;
+  }
+};
 
 TEST_P(PagedForward, GivesTheBitsOfAResidentModel) {
   const std::string config = test::tiny_config();
   TinyEngine resident(config, reference());
   const Rows expected = run(resident);
   for (const bool shuffled : {false, true}) {
-    TinyPaging paging;
-    paging.num_slots = GetParam();
-    paging.reader = {.seed = 5, .depth = 7, .shuffled = shuffled, .max_per_reap = 2};
-    TinyEngine paged(config, reference(), test::kTinyRunner, nullptr, paging);
+    TinyEngine paged(config, reference(), test::kTinyRunner, nullptr, paging(shuffled));
     EXPECT_EQ(run(paged), expected) << "shuffled " << shuffled;
     LayerCounters total;
     for (const LayerSpec& layer : paged.config().layers())
@@ -58,15 +68,14 @@ TEST_P(PagedForward, GivesTheSameBitsOnTwoThreads) {
   options.team = &team;
   TinyEngine resident(config, make_cpu_backend(options).value());
   const Rows expected = run(resident);
-  TinyPaging paging;
-  paging.num_slots = GetParam();
-  paging.reader = {.seed = 6, .depth = 5, .shuffled = true, .max_per_reap = 3};
-  TinyEngine paged(config, make_cpu_backend(options).value(), test::kTinyRunner, nullptr, paging);
+  TinyEngine paged(config, make_cpu_backend(options).value(), test::kTinyRunner, nullptr,
+                   paging(true));
   EXPECT_EQ(run(paged), expected);
 }
 
 // 4 experts per token, 36 in all.
-INSTANTIATE_TEST_SUITE_P(Slots, PagedForward, testing::Values(4, 5, 8, 13, 24, 36));
+INSTANTIATE_TEST_SUITE_P(Slots, PagedForward,
+                         testing::Combine(testing::Values(4, 5, 8, 13, 24, 36), testing::Bool()));
 
 }  // namespace
 }  // namespace stoker

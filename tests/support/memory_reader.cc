@@ -59,7 +59,7 @@ void MemoryReader::issue() {
                                               : a.priority > b.priority;
         });
     reading_.push_back(*next);
-    issued_.push_back(*next);
+    if (options_.keeps_log) issued_.push_back(*next);
     queued_.erase(next);
   }
 }

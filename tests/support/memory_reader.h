@@ -46,6 +46,7 @@ struct MemoryReaderOptions {
   int depth = 8;
   bool shuffled = false;    // issued reads complete in random order, else first come
   int max_per_reap = 1000;  // a reap completes at most a random number up to this
+  bool keeps_log = true;    // of issued()
   // What happens to a read from a copy.
   std::function<ReadFault(const BlockRead& read, int replica)> fault{};
 };
@@ -62,6 +63,8 @@ class MemoryReader final : public ExpertReader {
   void wait(std::chrono::microseconds /*timeout*/) override {}
   ReaderLoad load() const override;
 
+  // Makes an expert's bytes now rather than at its first read.
+  void prepare(ExpertId id) { bytes_of(id); }
   // Every read that was issued, in that order.
   const std::vector<BlockRead>& issued() const { return issued_; }
   void forget_issued() { issued_.clear(); }

@@ -13,6 +13,12 @@ TinyEngine::TinyEngine(const std::string& config, std::unique_ptr<Backend> backe
   arena_ = std::make_unique<MemoryArena>(paging.num_slots > 0 ? paging.num_slots : num_experts,
                                          source_->expert_bytes(layers.front().layer));
   reader_ = std::make_unique<MemoryReader>(*source_, paging.reader);
+  if (paging.prepare_experts) {
+    for (const ExpertLayer& layer : layers) {
+      for (int expert = 0; expert < layer.num_experts; ++expert)
+        reader_->prepare({layer.layer, expert});
+    }
+  }
   auto manager =
       ExpertManager::create(layers, *source_, *reader_, *arena_, clock_, paging.manager).value();
   manager_ = manager.get();

@@ -23,6 +23,7 @@ struct TinyPaging {
   int num_slots = 0;  // 0: one for each expert
   MemoryReaderOptions reader{};
   ExpertManagerOptions manager{};
+  bool prepare_experts = false;  // before they are read: reading one then allocates nothing
 };
 
 class TinyEngine {
