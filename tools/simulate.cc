@@ -36,7 +36,7 @@ struct SimulateFlags {
   std::vector<int> slots;
   std::vector<std::string> drives = {"7"};
   std::int64_t latency_us = 100;
-  std::vector<std::string> policies = {"lru"};
+  std::vector<std::string> policies = {SimulationOptions().policy};
   std::vector<std::string> prefetch = {"on"};
   std::vector<std::string> predictors = {"gate"};
   double memory = 40.0;
@@ -344,7 +344,8 @@ void add_replay_flags(CLI::App& app, SimulateFlags& flags, CLI::Option* trace) {
       ->check(CLI::NonNegativeNumber);
   std::vector<std::string> policies;
   for (const std::string_view name : eviction_policy_names()) policies.emplace_back(name);
-  app.add_option("--policy", flags.policies, "Who is evicted (default lru)")
+  app.add_option("--policy", flags.policies,
+                 fmt::format("Who is evicted (default {})", flags.policies.front()))
       ->delimiter(',')
       ->check(CLI::IsMember(policies));
   app.add_option("--prefetch", flags.prefetch,

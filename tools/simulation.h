@@ -13,6 +13,7 @@
 #include "core/model/model_config.h"
 #include "core/runtime/step.h"
 #include "core/tensor/quant_view.h"
+#include "prefetch/expert_manager.h"
 #include "prefetch/modelled_reader.h"
 #include "prefetch/prefetcher.h"
 #include "tools/routing_trace.h"
@@ -55,7 +56,7 @@ RoutingTrace with_predictor(RoutingTrace trace, Predictor predictor);
 
 struct SimulationOptions {
   int num_slots = 0;
-  std::string policy = "lru";
+  std::string policy{ExpertManagerOptions().policy};
   PrefetchOptions prefetch;
   std::vector<ModelledDrive> drives = {{}};
   ComputeCosts costs;

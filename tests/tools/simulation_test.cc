@@ -135,8 +135,8 @@ TEST(Simulate, NothingBeatsItsBounds) {
   const RoutingTrace trace = generated(config, 90, 30);
   for (const Predictor predictor : {Predictor::kGate, Predictor::kPrevious, Predictor::kPerfect}) {
     const RoutingTrace guessed = with_predictor(trace, predictor);
-    for (const int num_slots : {60, 200, 700}) {
-      for (const double speed : {2e9, 7e9, 40e9}) {
+    for (const int num_slots : {60, 400}) {
+      for (const double speed : {3e9, 20e9}) {
         for (const bool prefetch : {false, true}) {
           for (const std::int64_t skipped : {0, 45}) {
             SimulationOptions options = options_of(num_slots, prefetch);
