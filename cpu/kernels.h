@@ -9,7 +9,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <type_traits>
 
 #include "core/tensor/dtype.h"
 #include "core/tensor/quant_view.h"

@@ -198,7 +198,7 @@ static void unit_rows(const TileMatrix& w, std::int64_t tile, const float* const
       }
       float* const to = total + unit * U::kUnitSlices * kLanes;
       int row = 0;
-      const auto add_rows = [&]<int R>(std::integral_constant<int, R>) {
+      const auto add_rows = [&]<int R>() {
         if constexpr (R <= U::kRowBlock) {
           for (; row + R <= num_rows; row += R) {
             add_group<Format, R>(weights, num_quads, x + row, begin, scales, to + row * U::kRows,
@@ -206,10 +206,10 @@ static void unit_rows(const TileMatrix& w, std::int64_t tile, const float* const
           }
         }
       };
-      add_rows(std::integral_constant<int, 8>{});
-      add_rows(std::integral_constant<int, 4>{});
-      add_rows(std::integral_constant<int, 2>{});
-      add_rows(std::integral_constant<int, 1>{});
+      add_rows.template operator()<8>();
+      add_rows.template operator()<4>();
+      add_rows.template operator()<2>();
+      add_rows.template operator()<1>();
     }
   }
 }
