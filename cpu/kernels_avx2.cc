@@ -15,8 +15,8 @@ struct Simd {
   static constexpr int kLanes = 8;
   static constexpr int kMaxRows = 2;
   static constexpr int kManyRows = 3;
-  static constexpr int kRowBlock = 4;
-  static constexpr int kPassesAtOnce = 1;
+  static constexpr int kSums = 8;
+  static constexpr int kPairedPasses = 1;
   static constexpr int kDotRows = 2;
   static constexpr bool kPaired = true;
   using V = __m256;

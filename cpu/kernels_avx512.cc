@@ -40,8 +40,8 @@ struct Simd {
   static constexpr int kLanes = 16;
   static constexpr int kMaxRows = 4;
   static constexpr int kManyRows = 5;
-  static constexpr int kRowBlock = 4;
-  static constexpr int kPassesAtOnce = 2;
+  static constexpr int kSums = 16;
+  static constexpr int kPairedPasses = 2;
   static constexpr int kDotRows = 4;
   static constexpr bool kPaired = true;
   using V = __m512;

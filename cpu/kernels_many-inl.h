@@ -8,8 +8,6 @@
 
 constexpr int kMostGroup = 128;  // inputs that the decoded group has room for
 constexpr int kRowChunk = 32;    // rows that share a decoding
-constexpr int kRowBlock = Simd::kRowBlock;
-constexpr int kPassesAtOnce = Simd::kPassesAtOnce;
 // Floats between the passes of a decoded group. Without it they lie 4 KiB apart, and a load waits
 // for every store that agrees with it in the low 12 bits: a third of the speed.
 constexpr int kPassGap = 16;
@@ -25,15 +23,22 @@ struct Unit {
   static constexpr int kTiles = kUnitSlices > kSlices ? kUnitSlices / kSlices : 1;
   static constexpr int kUnits = kTiles * kSlices / kUnitSlices;  // in kTiles tiles
   static constexpr int kRows = kTiles * kTile;
+  // Passes that are walked side by side, and input rows with them, so that Simd::kSums vectors of
+  // sums are under way.
+  static constexpr int kPassesAtOnce = Format::kPaired ? Simd::kPairedPasses : 1;
+  static constexpr int kRowBlock = Simd::kSums / (2 * kPassesAtOnce);
 };
 
 // Where a decoded group holds vector `v` of pass `e` of half `h`, for quad 0, and how far the quads
 // are apart. Passes that are walked at once lie side by side.
-constexpr int kQuadSize = 2 * kLanes * kPassesAtOnce;
+template <typename Format>
+constexpr int kQuadSize = 2 * kLanes * Unit<Format>::kPassesAtOnce;
+template <typename Format>
 STOKER_KERNEL std::int64_t decoded_at(int h, int e, int v, std::int64_t num_quads) {
+  constexpr int kAtOnce = Unit<Format>::kPassesAtOnce;
   const int block = 2 * h + e;
-  return block / kPassesAtOnce * (num_quads * kQuadSize + kPassGap) +
-         (block % kPassesAtOnce * 2 + v) * kLanes;
+  return block / kAtOnce * (num_quads * kQuadSize<Format> + kPassGap) +
+         (block % kAtOnce * 2 + v) * kLanes;
 }
 
 // Decodes a group, from column `begin` on, to `dst`.
@@ -51,10 +56,10 @@ STOKER_KERNEL void decode_unit(const TileMatrix& w, std::int64_t tile, int unit,
     for (std::int64_t step = 0; step < num_steps; ++step, from += Format::kStepBytes) {
       V d[kStepCols];
       Format::decode(from, d);
-      for (int q = 0; q < Format::kQuads; ++q, to += kQuadSize) {
+      for (int q = 0; q < Format::kQuads; ++q, to += kQuadSize<Format>) {
         for (int j = 0; j < 4; ++j) {
-          Simd::store(to + (Format::kPaired ? decoded_at(0, j % 2, j / 2, num_quads)
-                                            : decoded_at(j / 2, j % 2, s, num_quads)),
+          Simd::store(to + (Format::kPaired ? decoded_at<Format>(0, j % 2, j / 2, num_quads)
+                                            : decoded_at<Format>(j / 2, j % 2, s, num_quads)),
                       d[4 * q + j]);
         }
       }
@@ -82,23 +87,25 @@ STOKER_KERNEL void fetch_ahead(Ahead& ahead) {
 // The passes [e, e + kPassesAtOnce) of a half with R rows: sums[r][pass][vector].
 template <typename Format, int R>
 STOKER_KERNEL void walk(const float* weights, int h, int e, std::int64_t num_quads,
-                        const float* const x[R], V sums[R][kPassesAtOnce][2]) {
-  weights += decoded_at(h, e, 0, num_quads);
+                        const float* const x[R], std::int64_t col,
+                        V sums[R][Unit<Format>::kPassesAtOnce][2]) {
+  weights += decoded_at<Format>(h, e, 0, num_quads);
   for (int r = 0; r < R; ++r) {
-    for (int i = 0; i < kPassesAtOnce; ++i) sums[r][i][0] = sums[r][i][1] = Simd::zero();
+    for (int i = 0; i < Unit<Format>::kPassesAtOnce; ++i)
+      sums[r][i][0] = sums[r][i][1] = Simd::zero();
   }
 #pragma GCC unroll 4
-  for (std::int64_t quad = 0; quad < num_quads; ++quad, weights += kQuadSize) {
-    for (int i = 0; i < kPassesAtOnce; ++i) {
+  for (std::int64_t quad = 0; quad < num_quads; ++quad, col += 4, weights += kQuadSize<Format>) {
+    for (int i = 0; i < Unit<Format>::kPassesAtOnce; ++i) {
       const V first = Simd::load(weights + 2 * i * kLanes);
       const V second = Simd::load(weights + (2 * i + 1) * kLanes);
       for (int r = 0; r < R; ++r) {
         // Rows hold their quads in the order 0 2 1 3.
         V input;
         if constexpr (Format::kPaired) {
-          input = Format::Pairs::set2(x[r] + 4 * quad + 2 * (e + i));
+          input = Format::Pairs::set2(x[r] + col + 2 * (e + i));
         } else {
-          input = Simd::set1(x[r][4 * quad + h + 2 * (e + i)]);
+          input = Simd::set1(x[r][col + h + 2 * (e + i)]);
         }
         sums[r][i][0] = Simd::fma(first, input, sums[r][i][0]);
         sums[r][i][1] = Simd::fma(second, input, sums[r][i][1]);
@@ -110,16 +117,16 @@ STOKER_KERNEL void walk(const float* weights, int h, int e, std::int64_t num_qua
 // Both passes of a half, added.
 template <typename Format, int R>
 STOKER_KERNEL void half_sum(const float* weights, int h, std::int64_t num_quads,
-                            const float* const x[R], V half[R][2]) {
-  V even[R][kPassesAtOnce][2];
-  walk<Format, R>(weights, h, 0, num_quads, x, even);
-  if constexpr (kPassesAtOnce == 2) {
+                            const float* const x[R], std::int64_t col, V half[R][2]) {
+  V even[R][Unit<Format>::kPassesAtOnce][2];
+  walk<Format, R>(weights, h, 0, num_quads, x, col, even);
+  if constexpr (Unit<Format>::kPassesAtOnce == 2) {
     for (int r = 0; r < R; ++r) {
       for (int v = 0; v < 2; ++v) half[r][v] = Simd::add(even[r][0][v], even[r][1][v]);
     }
   } else {
-    V odd[R][kPassesAtOnce][2];
-    walk<Format, R>(weights, h, 1, num_quads, x, odd);
+    V odd[R][1][2];
+    walk<Format, R>(weights, h, 1, num_quads, x, col, odd);
     for (int r = 0; r < R; ++r) {
       for (int v = 0; v < 2; ++v) half[r][v] = Simd::add(even[r][0][v], odd[r][0][v]);
     }
@@ -129,12 +136,12 @@ STOKER_KERNEL void half_sum(const float* weights, int h, std::int64_t num_quads,
 // The sums of a decoded group with R rows, in order: sums[r][slice].
 template <typename Format, int R>
 STOKER_KERNEL void unit_dot(const float* weights, std::int64_t num_quads, const float* const x[R],
-                            V sums[R][Unit<Format>::kUnitSlices], Ahead& ahead) {
+                            std::int64_t col, V sums[R][Unit<Format>::kUnitSlices], Ahead& ahead) {
   V half[2][R][2];
 #pragma GCC unroll 2
   for (int h = 0; h < Unit<Format>::kHalves; ++h) {
     fetch_ahead<Format>(ahead);
-    half_sum<Format, R>(weights, h, num_quads, x, half[h]);
+    half_sum<Format, R>(weights, h, num_quads, x, col, half[h]);
   }
   for (int r = 0; r < R; ++r) {
     if constexpr (Format::kPaired) {
@@ -148,14 +155,14 @@ STOKER_KERNEL void unit_dot(const float* weights, std::int64_t num_quads, const 
 
 // total[row] += scale * sum of a decoded group, for R rows; rows of `total` are kRows apart.
 template <typename Format, int R>
-static void add_group(const float* weights, std::int64_t num_quads, const float* const* x,
-                      std::int64_t begin, const V scales[Unit<Format>::kUnitSlices], float* total,
-                      Ahead& ahead) {
+STOKER_KERNEL void add_group(const float* weights, std::int64_t num_quads, const float* const* x,
+                             std::int64_t begin, const V scales[Unit<Format>::kUnitSlices],
+                             float* total, Ahead& ahead) {
   constexpr int kUnitSlices = Unit<Format>::kUnitSlices;
   const float* inputs[R];
-  for (int r = 0; r < R; ++r) inputs[r] = x[r] + begin;
+  for (int r = 0; r < R; ++r) inputs[r] = x[r];
   V sums[R][kUnitSlices];
-  unit_dot<Format, R>(weights, num_quads, inputs, sums, ahead);
+  unit_dot<Format, R>(weights, num_quads, inputs, begin, sums, ahead);
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < kUnitSlices; ++v) {
       float* const at = total + r * Unit<Format>::kRows + v * kLanes;
@@ -171,7 +178,8 @@ static void unit_rows(const TileMatrix& w, std::int64_t tile, const float* const
   using U = Unit<Format>;
   constexpr int kStepCols = 4 * Format::kQuads;
   alignas(64) float weights[kMostGroup * kLanes * U::kHalves + 4 * kPassGap];
-  const std::int64_t num_halves = (num_rows + kRowBlock - 1) / kRowBlock * U::kHalves * U::kUnits;
+  const std::int64_t num_halves =
+      (num_rows + U::kRowBlock - 1) / U::kRowBlock * U::kHalves * U::kUnits;
   for (int i = 0; i < num_rows * U::kRows; i += kLanes) Simd::store(total + i, Simd::zero());
   for (std::int64_t begin = 0; begin < w.cols; begin += w.group) {
     const std::int64_t end = begin + w.group < w.cols ? begin + w.group : w.cols;
@@ -190,18 +198,18 @@ static void unit_rows(const TileMatrix& w, std::int64_t tile, const float* const
       }
       float* const to = total + unit * U::kUnitSlices * kLanes;
       int row = 0;
-      for (; row + kRowBlock <= num_rows; row += kRowBlock) {
-        add_group<Format, kRowBlock>(weights, num_quads, x + row, begin, scales,
-                                     to + row * U::kRows, ahead);
-      }
-      for (; row + 2 <= num_rows; row += 2) {
-        add_group<Format, 2>(weights, num_quads, x + row, begin, scales, to + row * U::kRows,
-                             ahead);
-      }
-      for (; row < num_rows; ++row) {
-        add_group<Format, 1>(weights, num_quads, x + row, begin, scales, to + row * U::kRows,
-                             ahead);
-      }
+      const auto add_rows = [&]<int R>() {
+        if constexpr (R <= U::kRowBlock) {
+          for (; row + R <= num_rows; row += R) {
+            add_group<Format, R>(weights, num_quads, x + row, begin, scales, to + row * U::kRows,
+                                 ahead);
+          }
+        }
+      };
+      add_rows.template operator()<8>();
+      add_rows.template operator()<4>();
+      add_rows.template operator()<2>();
+      add_rows.template operator()<1>();
     }
   }
 }

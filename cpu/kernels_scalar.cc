@@ -8,11 +8,12 @@ namespace {
 struct Simd {
   static constexpr Isa kIsa = Isa::kScalar;
   static constexpr int kLanes = 1;
-  static constexpr int kMaxRows = 1;       // rows of x per pass of tile_product
-  static constexpr int kManyRows = 4;      // from how many on a group is decoded once for all
-  static constexpr int kRowBlock = 4;      // rows of x per pass then
-  static constexpr int kPassesAtOnce = 1;  // partial sums walked side by side, 1 or 2
-  static constexpr int kDotRows = 1;       // rows of q per pass of dot_block
+  static constexpr int kMaxRows = 1;   // rows of x per pass of tile_product
+  static constexpr int kManyRows = 4;  // from how many on a group is decoded once for all
+  static constexpr int kSums = 8;      // vectors of sums under way then
+  static constexpr int kPairedPasses =
+      1;                              // passes walked side by side in paired arrangement, 1 or 2
+  static constexpr int kDotRows = 1;  // rows of q per pass of dot_block
   static constexpr bool kPaired = false;
   using V = float;
   using U = std::uint32_t;  // the dword of each lane
