@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "tools/memory_plan.h"
+
 namespace stoker::tools {
 namespace {
 
@@ -17,21 +19,52 @@ TEST(ParseSize, ReadsBinaryAndDecimalUnits) {
   }
 }
 
-TEST(CheckFits, RefusesWithTheNumbers) {
+constexpr std::int64_t kGiB = std::int64_t{1} << 30;
+
+MemoryNeed small_need() {
   MemoryNeed need;
-  need.expert_bytes = 100LL << 30;
-  need.dense_bytes = 10LL << 30;
-  need.kv_bytes = 3LL << 29;
-  need.workspace_bytes = 1LL << 29;
+  need.dense_bytes = 10 * kGiB;
+  need.kv_bytes = 3 * kGiB / 2;
+  need.workspace_bytes = kGiB / 2;
   need.context_tokens = 4096;
-  EXPECT_TRUE(check_fits(need, 112LL << 30).ok());
-  EXPECT_TRUE(check_fits(need, 0).ok());
-  const Status refused = check_fits(need, (112LL << 30) - 1);
-  ASSERT_FALSE(refused.ok());
-  EXPECT_EQ(refused.error().code(), ErrorCode::kResource);
-  EXPECT_EQ(refused.error().message().substr(0, 165),
-            "this model needs 112.00 GiB: 100.00 for routed experts, 10.00 for all other weights, "
-            "1.50 for 4096 tokens of context and 0.50 for activations; 112.00 GiB of memory a");
+  need.slot_bytes = kGiB / 4;
+  need.num_experts = 400;
+  need.fewest_slots = 8;
+  return need;
+}
+
+TEST(PlanSlots, TakesWhatTheMachineHasToSpare) {
+  const MemoryNeed need = small_need();  // 12 GiB beside the experts, which take 100
+  EXPECT_EQ(plan_slots(need, 0, 200 * kGiB).value(), 400);
+  EXPECT_EQ(plan_slots(need, 0, 32 * kGiB).value(), (32 - 12 - 2) * 4);
+  EXPECT_EQ(plan_slots(need, 0, 0).value(), 400);  // not known how much there is
+  EXPECT_EQ(plan_slots(need, 5 * kGiB, 32 * kGiB).value(), 20);
+  EXPECT_EQ(plan_slots(need, 5 * kGiB + kGiB / 8, 32 * kGiB).value(), 20);  // a hard limit
+  EXPECT_EQ(plan_slots(need, 20 * kGiB, 32 * kGiB).value(), 80);
+  MemoryNeed dense = need;
+  dense.slot_bytes = 0;
+  EXPECT_EQ(plan_slots(dense, 0, 13 * kGiB).value(), 0);
+}
+
+TEST(PlanSlots, RefusesWithTheNumbers) {
+  const auto refusal = [](const MemoryNeed& need, std::int64_t ram, std::int64_t available) {
+    const Result<int> slots = plan_slots(need, ram, available);
+    if (slots.ok()) return std::string();
+    EXPECT_EQ(slots.error().code(), ErrorCode::kResource);
+    return slots.error().message();
+  };
+  const MemoryNeed need = small_need();
+  EXPECT_EQ(refusal(need, 0, 11 * kGiB),
+            "this model needs 10.00 GiB for all weights but the routed experts, 1.50 for 4096 "
+            "tokens of context and 0.50 for activations, 11.00 GiB of memory are available: free "
+            "some, shorten --ctx, or take a smaller model");
+  EXPECT_EQ(refusal(need, kGiB, 32 * kGiB),
+            "--ram 1073741824 holds 4 experts of 268435456 bytes; a token needs 8 in one layer, so "
+            "give it at least 2147483648 bytes (2.00 GiB)");
+  EXPECT_NE(refusal(need, 0, 13 * kGiB).find("2.00 GiB for routed experts (a token needs 2.00"),
+            std::string::npos);
+  EXPECT_NE(refusal(need, 30 * kGiB, 32 * kGiB).find("30.00 GiB for routed experts"),
+            std::string::npos);
 }
 
 TEST(LoadModel, SaysWhatIsMissing) {
@@ -55,8 +88,10 @@ TEST(LoadModel, BudgetsAndFlagsAreChecked) {
     return model.ok() ? std::string() : model.error().message();
   };
   ModelFlags flags;
-  flags.ram = "1MiB";
-  EXPECT_NE(message(flags).find("--ram allows 1.0 MiB"), std::string::npos) << message(flags);
+  flags.ram = "100000";
+  EXPECT_NE(message(flags).find("a token needs 6 in one layer, so give it at least"),
+            std::string::npos)
+      << message(flags);
   flags = {};
   flags.kv_cache = "fp8";
   EXPECT_NE(message(flags).find("--kv-cache fp8 is not supported yet"), std::string::npos);
