@@ -27,15 +27,14 @@ void DemandProgress::open(int num_uses, const ExpertShapes::Layer& shape) {
 
 void DemandProgress::make_ready(int use, int block) {
   state(use, block) = State::kReady;
-  const std::size_t lane = uses_[static_cast<std::size_t>(use)].urgent ? 0 : 2;
+  const std::size_t lane = uses_[use].urgent ? 0 : 2;
   ready_[lane + (is_gate_up(block) ? 0 : 1)].push({use, block});
 }
 
 void DemandProgress::landed(int use, int block) {
   CHECK(state(use, block) == State::kAway, "block {} of use {} lands twice", block, use);
   state(use, block) = State::kLanded;
-  if (is_gate_up(block) || uses_[static_cast<std::size_t>(use)].num_gate_up_unpassed == 0)
-    make_ready(use, block);
+  if (is_gate_up(block) || uses_[use].num_gate_up_unpassed == 0) make_ready(use, block);
 }
 
 std::optional<DemandProgress::Place> DemandProgress::take() {
@@ -51,7 +50,7 @@ std::optional<DemandProgress::Place> DemandProgress::take() {
 void DemandProgress::passed(int use, int block) {
   CHECK(state(use, block) == State::kTaken, "block {} of use {} passes untaken", block, use);
   state(use, block) = State::kPassed;
-  Use& u = uses_[static_cast<std::size_t>(use)];
+  Use& u = uses_[use];
   if (--u.num_unpassed == 0) --num_undone_;
   if (!is_gate_up(block) || --u.num_gate_up_unpassed > 0) return;
   for (int down = shape_->num_gate_up; down < shape_->num_blocks(); ++down) {

@@ -25,7 +25,7 @@ class DemandProgress {
 
   void open(int num_uses, const ExpertShapes::Layer& shape);
   // Somebody waits for the slot that `use` will leave. Before any of its blocks has landed.
-  void set_urgent(int use) { uses_[static_cast<std::size_t>(use)].urgent = true; }
+  void set_urgent(int use) { uses_[use].urgent = true; }
 
   // The block may be read.
   void landed(int use, int block);
@@ -40,7 +40,7 @@ class DemandProgress {
     return std::any_of(ready_.begin(), ready_.end(), [](const Fifo& f) { return !f.empty(); });
   }
   bool all_taken() const { return num_untaken_ == 0; }
-  bool done(int use) const { return uses_[static_cast<std::size_t>(use)].num_unpassed == 0; }
+  bool done(int use) const { return uses_[use].num_unpassed == 0; }
   bool all_done() const { return num_undone_ == 0; }
 
  private:

@@ -42,7 +42,7 @@ void ExpertCache::grow(int num_usable) {
 }
 
 std::optional<SlotIdx> ExpertCache::slot_of(ExpertId id) const {
-  const SlotIdx slot = slot_of_[static_cast<std::size_t>(grid_.index(id))];
+  const SlotIdx slot = slot_of_[grid_.index(id)];
   return slot == kNowhere ? std::nullopt : std::optional(slot);
 }
 
@@ -88,7 +88,7 @@ void ExpertCache::enter(SlotIdx slot, Standing standing) {
 }
 
 std::optional<SlotIdx> ExpertCache::reserve_free(ExpertId id) {
-  SlotIdx& place = slot_of_[static_cast<std::size_t>(grid_.index(id))];
+  SlotIdx& place = slot_of_[grid_.index(id)];
   CHECK(place == kNowhere, "expert {} of layer {} has slot {}", id.expert, id.layer, place);
   if (free_.empty()) return std::nullopt;
   place = free_.back();
@@ -126,7 +126,7 @@ void ExpertCache::abandon(SlotIdx slot) {
   Slot& s = slots_[checked(slot)];
   CHECK(s.state == State::kInFlight, "abandon of slot {}", slot);
   --num_in_flight_;
-  slot_of_[static_cast<std::size_t>(grid_.index(s.id))] = kNowhere;
+  slot_of_[grid_.index(s.id)] = kNowhere;
   s = {};
   free_.push_back(slot);
 }
@@ -139,7 +139,7 @@ void ExpertCache::evict(SlotIdx slot) {
   Slot& s = slots_[checked(slot)];
   CHECK(s.state == State::kResident && s.num_leases == 0, "slot {} may not be evicted", slot);
   policy_->leave(slot, /*evicted=*/true);
-  slot_of_[static_cast<std::size_t>(grid_.index(s.id))] = kNowhere;
+  slot_of_[grid_.index(s.id)] = kNowhere;
   s = {};
   free_.push_back(slot);
 }

@@ -50,8 +50,8 @@ class ExpertManager final : public ExpertProvider {
   // What is given by reference outlives the manager, and the arena outlives the reader, whose reads
   // may still be under way when the manager goes. `source`, `reader` and `arena` may model bytes
   // rather than hold them: addresses are handed on and never read, and an arena may give null for
-  // every slot. The reader belongs to this manager alone. Refused, with the numbers, when the arena
-  // has fewer slots than a token needs in one layer, or its slots are smaller than an expert.
+  // every slot. The arena's slots hold an expert of any layer; the reader belongs to this manager
+  // alone. Refused, with the numbers, when there are fewer slots than a token needs in one layer.
   static Result<std::unique_ptr<ExpertManager>> create(std::span<const ExpertLayer> layers,
                                                        const ExpertSource& source,
                                                        ExpertReader& reader, const SlotArena& arena,
@@ -59,9 +59,10 @@ class ExpertManager final : public ExpertProvider {
                                                        const ExpertManagerOptions& options);
   ~ExpertManager() override;
 
-  // ExpertProvider. demand() does not fail: what goes wrong is the set's status().
+  // ExpertProvider. demand() does not fail: what goes wrong is the set's status(). The uses of a
+  // demand are a draft's all of them, or none.
   Result<ExpertSetPtr> demand(int layer, std::span<const ExpertUse> uses) override;
-  int num_ranked_guesses() const override { return prefetcher_.num_ranked_guesses(); }
+  int num_ranked_guesses() const override;
   void hint(const LookAhead& guesses) override;
   void wait(std::chrono::microseconds timeout) override;
   LayerCounters counters(int layer) const override;
@@ -186,10 +187,10 @@ class ExpertManager final : public ExpertProvider {
   int num_warming() const;
   std::int64_t bytes_ahead() const;
 
-  ExpertId id_of(int use) const { return {layer_, uses_[static_cast<std::size_t>(use)].expert}; }
-  SlotState& state(SlotIdx slot) { return slots_[static_cast<std::size_t>(slot)]; }
-  const SlotState& state(SlotIdx slot) const { return slots_[static_cast<std::size_t>(slot)]; }
-  LayerCounters& count(int layer) { return counters_[static_cast<std::size_t>(layer)]; }
+  ExpertId id_of(int use) const { return {layer_, uses_[use].expert}; }
+  SlotState& state(SlotIdx slot) { return slots_[slot]; }
+  const SlotState& state(SlotIdx slot) const { return slots_[slot]; }
+  LayerCounters& count(int layer) { return counters_[layer]; }
 
   ExpertShapes shapes_;
   ExpertReader& reader_;
@@ -198,6 +199,7 @@ class ExpertManager final : public ExpertProvider {
   ExpertGrid grid_;
   ExpertCache cache_;
   SlotLoader loader_;
+  int num_experts_ = 0;  // of all layers
   std::vector<SlotState> slots_;
   std::vector<LayerCounters> counters_;  // by layer; retries are the loader's
   std::vector<std::string> notices_;

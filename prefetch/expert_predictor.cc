@@ -52,7 +52,7 @@ ExpertPredictor::ExpertPredictor(const ExpertShapes& shapes, ExpertGrid grid, do
     do {
       next = (next + 1) % grid.num_layers;
     } while (!shapes.has_experts(next));
-    next_layer_[static_cast<std::size_t>(layer)] = next;
+    next_layer_[layer] = next;
   }
 }
 
@@ -81,17 +81,16 @@ ExpertPredictor::Book& ExpertPredictor::book(int layer) {
 }
 
 void ExpertPredictor::forget_votes(Book& book, Voter voter) {
-  if (!book.voted[static_cast<std::size_t>(voter)]) return;
-  auto& belief = book.belief[static_cast<std::size_t>(voter)];
+  if (!book.voted[at(voter)]) return;
+  auto& belief = book.belief[at(voter)];
   std::fill(belief.begin(), belief.end(), 0.0f);
   std::erase_if(book.votes, [&](const Vote& vote) { return vote.voter == voter; });
 }
 
 void ExpertPredictor::vote(Book& book, Voter voter, int expert, int rank, bool learn) {
   const double odds = std::min(odds_[cell(voter, rank)].value(), kLargestOdds);
-  book.belief[static_cast<std::size_t>(voter)][static_cast<std::size_t>(expert)] -=
-      static_cast<float>(std::log1p(-odds));
-  book.voted[static_cast<std::size_t>(voter)] = true;
+  book.belief[at(voter)][expert] -= static_cast<float>(std::log1p(-odds));
+  book.voted[at(voter)] = true;
   book.sorted = false;
   if (learn && book.votes.size() < kMaxVotes) {
     book.votes.push_back(
@@ -112,7 +111,7 @@ void ExpertPredictor::look_ahead(const LookAhead& guesses, WouldMiss would_miss)
     const auto ranked = guesses.experts.subspan(static_cast<std::size_t>(row) *
                                                 static_cast<std::size_t>(guesses.num_ranked));
     for (int rank = 0; rank < num_ranked; ++rank) {
-      const int expert = ranked[static_cast<std::size_t>(rank)];
+      const int expert = ranked[rank];
       if (would_miss({guesses.layer, expert})) vote(book, voter, expert, rank, learn);
     }
   }
@@ -123,18 +122,18 @@ void ExpertPredictor::guess_from_turns(int layer, WouldMiss would_miss) {
   Book& book = this->book(next);
   forget_votes(book, Voter::kLastTurn);
   forget_votes(book, Voter::kTransition);
-  for (const int expert : last_turn_[static_cast<std::size_t>(next)]) {
+  for (const int expert : last_turn_[next]) {
     if (would_miss({next, expert})) vote(book, Voter::kLastTurn, expert, 0, true);
   }
   std::fill(shares_.begin(), shares_.end(), 0.0f);
-  for (const int expert : last_turn_[static_cast<std::size_t>(layer)]) {
+  for (const int expert : last_turn_[layer]) {
     const ExpertId from{layer, expert};
     const auto passed = static_cast<float>(std::max(transitions_.num_passed(from), 4));
     for (const TransitionTable::Successor& successor : transitions_.successors(from))
       shares_[successor.expert] += static_cast<float>(successor.count) / passed;
   }
   for (int expert = 0; expert < shapes_.layer(next).num_experts; ++expert) {
-    const float share = shares_[static_cast<std::size_t>(expert)];
+    const float share = shares_[expert];
     const int rank = share >= 0.5f ? 0 : share > 0.0f ? -std::ilogb(share) - 1 : kShareRanks;
     if (rank < kShareRanks && would_miss({next, expert}))
       vote(book, Voter::kTransition, expert, rank, true);
@@ -157,7 +156,7 @@ void ExpertPredictor::observe(int layer, std::span<const ExpertUse> uses, bool s
   }
   learn_transitions(layer, uses, would_miss);
   previous_ = layer;
-  auto& last = last_turn_[static_cast<std::size_t>(layer)];
+  auto& last = last_turn_[layer];
   last.clear();
   for (const ExpertUse& use : uses) last.push_back(static_cast<std::uint16_t>(use.expert));
   guess_from_turns(layer, would_miss);
@@ -165,24 +164,24 @@ void ExpertPredictor::observe(int layer, std::span<const ExpertUse> uses, bool s
 
 void ExpertPredictor::learn(Book& book, std::span<const ExpertUse> uses, WouldMiss would_miss) {
   sort(book);
-  for (const ExpertUse& use : uses) used_[static_cast<std::size_t>(use.expert)] = 1;
+  for (const ExpertUse& use : uses) used_[use.expert] = 1;
   for (const Vote& vote : book.votes)
     odds_[cell(vote.voter, vote.rank)].observe(used_[vote.expert] != 0);
   for (const Guess& guess : book.guesses) {
     if (guess.odds < min_odds_) break;
     ++score_.guessed;
-    if (used_[static_cast<std::size_t>(guess.expert)] != 0) ++score_.foreseen;
+    if (used_[guess.expert] != 0) ++score_.foreseen;
   }
   for (const ExpertUse& use : uses) {
     score_.would_miss += would_miss({book.layer, use.expert}) ? 1 : 0;
-    used_[static_cast<std::size_t>(use.expert)] = 0;
+    used_[use.expert] = 0;
   }
 }
 
 void ExpertPredictor::learn_transitions(int layer, std::span<const ExpertUse> uses,
                                         WouldMiss would_miss) {
   if (previous_ < 0 || next_layer(previous_) != layer) return;
-  const auto& before = last_turn_[static_cast<std::size_t>(previous_)];
+  const auto& before = last_turn_[previous_];
   for (const ExpertUse& use : uses) {
     if (!would_miss({layer, use.expert})) continue;
     for (const int from : before) transitions_.met({previous_, from}, use.expert);
@@ -203,14 +202,13 @@ void ExpertPredictor::sort(Book& book) {
   if (book.sorted) return;
   book.sorted = true;
   book.guesses.clear();
-  const bool near = book.voted[static_cast<std::size_t>(Voter::kNextLayer)];
+  const bool near = book.voted[at(Voter::kNextLayer)];
   const int num_experts = shapes_.layer(book.layer).num_experts;
   for (int expert = 0; expert < num_experts; ++expert) {
     float belief = 0.0f;
     for (int voter = 0; voter < kNumVoters; ++voter) {
       if (near && static_cast<Voter>(voter) == Voter::kTwoAhead) continue;
-      belief = std::max(
-          belief, book.belief[static_cast<std::size_t>(voter)][static_cast<std::size_t>(expert)]);
+      belief = std::max(belief, book.belief[voter][expert]);
     }
     if (belief > 0.0f) book.guesses.push_back({expert, 1.0f - std::exp(-belief), belief});
   }

@@ -56,7 +56,7 @@ class ExpertPredictor {
   std::span<const Guess> guesses(int layer);
 
   // The layer with experts that comes after `layer`.
-  int next_layer(int layer) const { return next_layer_[static_cast<std::size_t>(layer)]; }
+  int next_layer(int layer) const { return next_layer_[layer]; }
 
   enum class Voter : std::uint8_t { kNextLayer, kTwoAhead, kLastTurn, kTransition };
   PredictionScore score() const { return score_; }
@@ -86,9 +86,8 @@ class ExpertPredictor {
     std::vector<Vote> votes;  // for experts that would have been missed
     std::vector<Guess> guesses;
   };
-  static std::size_t cell(Voter voter, int rank) {
-    return static_cast<std::size_t>(voter) * kMaxRankedGuesses + static_cast<std::size_t>(rank);
-  }
+  static int at(Voter voter) { return static_cast<int>(voter); }
+  static int cell(Voter voter, int rank) { return at(voter) * kMaxRankedGuesses + rank; }
   Book& book(int layer);
   Book* find_book(int layer);
   void forget_votes(Book& book, Voter voter);

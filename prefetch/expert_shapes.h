@@ -34,14 +34,12 @@ class ExpertShapes {
 
   // Requires: `layer` has experts.
   const Layer& layer(int layer) const {
-    CHECK(layer >= 0 && layer < num_layers() &&
-              !layers_[static_cast<std::size_t>(layer)].blocks.empty(),
+    CHECK(layer >= 0 && layer < num_layers() && !layers_[layer].blocks.empty(),
           "layer {} has no experts", layer);
-    return layers_[static_cast<std::size_t>(layer)];
+    return layers_[layer];
   }
   bool has_experts(int layer) const {
-    return layer >= 0 && layer < num_layers() &&
-           !layers_[static_cast<std::size_t>(layer)].blocks.empty();
+    return layer >= 0 && layer < num_layers() && !layers_[layer].blocks.empty();
   }
   int num_layers() const {
     return static_cast<int>(layers_.size());

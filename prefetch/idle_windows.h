@@ -25,7 +25,7 @@ class IdleWindows {
       if (sweep) {
         learn(sweep_us_, us, kSweepWeight);
       } else {
-        learn(decode_us_[static_cast<std::size_t>(layer)], us, kWeight);
+        learn(decode_us_[layer], us, kWeight);
         learn(any_decode_us_, us, kWeight);
       }
     }
@@ -39,7 +39,7 @@ class IdleWindows {
   }
   // The window before the turn of `layer`, and what is left of it if that is the next turn.
   std::int64_t whole_us(int layer) const {
-    const float layers_own = decode_us_[static_cast<std::size_t>(layer)];
+    const float layers_own = decode_us_[layer];
     const float us = sweep_ ? sweep_us_ : layers_own == kUnknown ? any_decode_us_ : layers_own;
     return static_cast<std::int64_t>(std::max(us, 0.0f));
   }

@@ -35,7 +35,7 @@ void ModelledReader::submit(std::span<const BlockRead> reads) {
     const int drive = drive_of(read.id);
     const Key key{read.read_class, -read.priority, num_arrivals_++};
     CHECK(queued_.emplace(read.tag, Queued{drive, key}).second, "tag {} is queued", read.tag);
-    drives_[static_cast<std::size_t>(drive)].queue.emplace(key, read);
+    drives_[drive].queue.emplace(key, read);
     queued_bytes(read.read_class) += bytes_of(read);
   }
   const auto now_us = static_cast<double>(clock_.now_us());
@@ -46,7 +46,7 @@ void ModelledReader::promote(std::uint32_t tag, ReadClass read_class, float prio
   advance();
   const auto at = queued_.find(tag);
   if (at == queued_.end()) return;
-  Drive& drive = drives_[static_cast<std::size_t>(at->second.drive)];
+  Drive& drive = drives_[at->second.drive];
   auto entry = drive.queue.extract(at->second.key);
   const std::int64_t bytes = bytes_of(entry.mapped());
   queued_bytes(entry.key().read_class) -= bytes;
@@ -64,8 +64,7 @@ void ModelledReader::cancel(std::uint32_t tag) {
   advance();
   const auto at = queued_.find(tag);
   if (at == queued_.end()) return;
-  const auto entry =
-      drives_[static_cast<std::size_t>(at->second.drive)].queue.extract(at->second.key);
+  const auto entry = drives_[at->second.drive].queue.extract(at->second.key);
   queued_bytes(entry.key().read_class) -= bytes_of(entry.mapped());
   queued_.erase(at);
   BlockDone& done = done_.emplace_back();

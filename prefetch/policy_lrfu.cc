@@ -29,8 +29,8 @@ class LrfuPolicy final : public EvictionPolicy {
   }
 
   void enter(SlotIdx slot, ExpertId id, Standing standing) override {
-    double& key = key_[static_cast<std::size_t>(slot)];
-    double& worth = worth_[static_cast<std::size_t>(grid_.index(id))];
+    double& key = key_[slot];
+    double& worth = worth_[grid_.index(id)];
     const double fresh = now() / kHalfLifeSteps;  // what one use now is worth
     switch (standing) {
       case Standing::kUsed:

@@ -16,7 +16,7 @@ class LruPolicy final : public EvictionPolicy {
   std::string_view name() const override { return "lru"; }
 
   void enter(SlotIdx slot, ExpertId /*id*/, Standing standing) override {
-    double& key = key_[static_cast<std::size_t>(slot)];
+    double& key = key_[slot];
     now_ += 1.0;
     if (standing == Standing::kCold) key = kColdKey + now_;
     if (standing == Standing::kUsed || standing == Standing::kGuessed) key = now_;

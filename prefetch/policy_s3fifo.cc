@@ -27,7 +27,7 @@ class S3FifoPolicy final : public EvictionPolicy {
   std::string_view name() const override { return "s3fifo"; }
 
   void enter(SlotIdx slot, ExpertId id, Standing standing) override {
-    Slot& s = slots_[static_cast<std::size_t>(slot)];
+    Slot& s = slots_[slot];
     if (s.id != id) {
       s = {.id = id, .in_main = remembered(id)};
       s.key = next_key();
@@ -50,10 +50,10 @@ class S3FifoPolicy final : public EvictionPolicy {
   }
 
   void leave(SlotIdx slot, bool evicted) override {
-    Slot& s = slots_[static_cast<std::size_t>(slot)];
+    Slot& s = slots_[slot];
     (s.in_main ? main_ : small_).remove(slot);
     if (!evicted) return;
-    if (!s.in_main && s.seen) sent_away_[static_cast<std::size_t>(grid_.index(s.id))] = ++num_sent_;
+    if (!s.in_main && s.seen) sent_away_[grid_.index(s.id)] = ++num_sent_;
     s = {};
   }
 
@@ -64,7 +64,7 @@ class S3FifoPolicy final : public EvictionPolicy {
       const bool cold = !small_.empty() && small_.top_key() < 0.0;
       const bool from_small = cold || main_.empty() || small_.size() >= max_small_;
       const SlotIdx slot = from_small && !small_.empty() ? small_.top() : main_.top();
-      Slot& s = slots_[static_cast<std::size_t>(slot)];
+      Slot& s = slots_[slot];
       if (s.uses == 0) return slot;
       (s.in_main ? main_ : small_).remove(slot);
       s.uses = s.in_main ? s.uses - 1 : 0;
@@ -85,7 +85,7 @@ class S3FifoPolicy final : public EvictionPolicy {
 
   double next_key() { return now_ += 1.0; }
   bool remembered(ExpertId id) const {
-    const std::int64_t sent = sent_away_[static_cast<std::size_t>(grid_.index(id))];
+    const std::int64_t sent = sent_away_[grid_.index(id)];
     return sent >= 0 && num_sent_ - sent < num_slots_;
   }
 

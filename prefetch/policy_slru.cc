@@ -21,7 +21,7 @@ class SlruPolicy final : public EvictionPolicy {
   std::string_view name() const override { return "slru"; }
 
   void enter(SlotIdx slot, ExpertId /*id*/, Standing standing) override {
-    Slot& s = slots_[static_cast<std::size_t>(slot)];
+    Slot& s = slots_[slot];
     now_ += 1.0;
     switch (standing) {
       case Standing::kUsed:
@@ -43,7 +43,7 @@ class SlruPolicy final : public EvictionPolicy {
   }
 
   void leave(SlotIdx slot, bool evicted) override {
-    Slot& s = slots_[static_cast<std::size_t>(slot)];
+    Slot& s = slots_[slot];
     (s.is_protected ? protected_ : probation_).remove(slot);
     if (evicted) s = {};
   }
@@ -58,7 +58,7 @@ class SlruPolicy final : public EvictionPolicy {
 
   void demote() {
     const SlotIdx slot = protected_.top();
-    Slot& s = slots_[static_cast<std::size_t>(slot)];
+    Slot& s = slots_[slot];
     protected_.remove(slot);
     s.is_protected = false;
     s.key = now_;  // at the warm end of probation

@@ -21,15 +21,15 @@ class TurnsPolicy final : public EvictionPolicy {
 
   void begin_turn(int layer) override {
     layer_ = layer;
-    ++lists_[static_cast<std::size_t>(layer)].turn;
+    ++lists_[layer].turn;
   }
 
   void enter(SlotIdx slot, ExpertId id, Standing standing) override {
-    Slot& s = slots_[static_cast<std::size_t>(slot)];
+    Slot& s = slots_[slot];
     s.list = standing == Standing::kCold ? num_layers_ : s.list;
     if (standing == Standing::kUsed || standing == Standing::kGuessed) {
       s.list = id.layer;
-      s.last_turn = lists_[static_cast<std::size_t>(id.layer)].turn;
+      s.last_turn = lists_[id.layer].turn;
     }
     insert(slot);
   }
@@ -44,7 +44,7 @@ class TurnsPolicy final : public EvictionPolicy {
     // Layers in the order of their next turn, the last one first.
     for (int back = 0; back < num_layers_; ++back) {
       const int layer = back <= layer_ ? layer_ - back : layer_ - back + num_layers_;
-      const List& list = lists_[static_cast<std::size_t>(layer)];
+      const List& list = lists_[layer];
       const std::int64_t age = list.turn - list.first_turn;
       if (list.first == kNone || age <= best_age) continue;
       best = list.first;
@@ -69,31 +69,29 @@ class TurnsPolicy final : public EvictionPolicy {
 
   // At its place by last_turn: at the end, but for what a sweep gives back.
   void insert(SlotIdx slot) {
-    Slot& s = slots_[static_cast<std::size_t>(slot)];
-    List& list = lists_[static_cast<std::size_t>(s.list)];
+    Slot& s = slots_[slot];
+    List& list = lists_[s.list];
     SlotIdx before = list.last;
-    while (s.list != num_layers_ && before != kNone &&
-           slots_[static_cast<std::size_t>(before)].last_turn > s.last_turn) {
-      before = slots_[static_cast<std::size_t>(before)].prev;
+    while (s.list != num_layers_ && before != kNone && slots_[before].last_turn > s.last_turn) {
+      before = slots_[before].prev;
     }
     s.prev = before;
-    s.next = before == kNone ? list.first : slots_[static_cast<std::size_t>(before)].next;
-    (s.prev == kNone ? list.first : slots_[static_cast<std::size_t>(s.prev)].next) = slot;
-    (s.next == kNone ? list.last : slots_[static_cast<std::size_t>(s.next)].prev) = slot;
+    s.next = before == kNone ? list.first : slots_[before].next;
+    (s.prev == kNone ? list.first : slots_[s.prev].next) = slot;
+    (s.next == kNone ? list.last : slots_[s.next].prev) = slot;
     note_first(list);
   }
 
   void remove(SlotIdx slot) {
-    const Slot& s = slots_[static_cast<std::size_t>(slot)];
-    List& list = lists_[static_cast<std::size_t>(s.list)];
-    (s.prev == kNone ? list.first : slots_[static_cast<std::size_t>(s.prev)].next) = s.next;
-    (s.next == kNone ? list.last : slots_[static_cast<std::size_t>(s.next)].prev) = s.prev;
+    const Slot& s = slots_[slot];
+    List& list = lists_[s.list];
+    (s.prev == kNone ? list.first : slots_[s.prev].next) = s.next;
+    (s.next == kNone ? list.last : slots_[s.next].prev) = s.prev;
     note_first(list);
   }
 
   void note_first(List& list) const {
-    if (list.first != kNone)
-      list.first_turn = slots_[static_cast<std::size_t>(list.first)].last_turn;
+    if (list.first != kNone) list.first_turn = slots_[list.first].last_turn;
   }
 
   int num_layers_;

@@ -38,7 +38,7 @@ SlotLoader::~SlotLoader() {
 std::byte* SlotLoader::address(SlotIdx slot, int block) const {
   std::byte* const base = arena_.slot(slot);
   if (base == nullptr) return nullptr;  // a modelled arena
-  return base + shape(slot).blocks[static_cast<std::size_t>(block)].offset;
+  return base + shape(slot).blocks[block].offset;
 }
 
 void SlotLoader::assign(SlotIdx slot, ExpertId id) {
@@ -139,10 +139,10 @@ void SlotLoader::take_in(BlockDone& done, EventSink sink) {
   --num_reading_;
   state.state.store(State::kAbsent, std::memory_order_relaxed);
   if (state.num_failures > 0 && done.outcome != ReadOutcome::kCancelled)
-    ++retries_[static_cast<std::size_t>(s.id.layer)].retried;
+    ++retries_[s.id.layer].retried;
   switch (done.outcome) {
     case ReadOutcome::kRead: {
-      const std::int64_t bytes = shape(slot).blocks[static_cast<std::size_t>(b)].bytes;
+      const std::int64_t bytes = shape(slot).blocks[b].bytes;
       state.replica = static_cast<std::int8_t>(done.replica);
       state.state.store(State::kLanded, std::memory_order_relaxed);
       ++s.num_usable;
@@ -198,7 +198,7 @@ void SlotLoader::collect_checks(EventSink sink) {
 void SlotLoader::lose(SlotIdx slot, int b) {
   Slot& s = slots_[at(slot)];
   --s.num_usable;
-  s.landed_bytes -= shape(slot).blocks[static_cast<std::size_t>(b)].bytes;
+  s.landed_bytes -= shape(slot).blocks[b].bytes;
   block(slot, b).state.store(State::kAbsent, std::memory_order_relaxed);
 }
 
@@ -222,7 +222,7 @@ void SlotLoader::note_repair(SlotIdx slot, int b) {
   Block& state = block(slot, b);
   const ExpertId id = slots_[at(slot)].id;
   if (state.replica != state.first_replica) {
-    ++retries_[static_cast<std::size_t>(id.layer)].repaired;
+    ++retries_[id.layer].repaired;
     if (num_notices_ < kMaxNotices) {
       notices_.push_back(fmt::format(
           "expert {} of layer {} was repaired from another copy: {}{}", id.expert, id.layer,

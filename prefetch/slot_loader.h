@@ -92,7 +92,7 @@ class SlotLoader final : public BlockGuard {
 
   // The error of a block that became unreadable.
   Status story_of(SlotIdx slot, int block) const;
-  RetryCounts retries(int layer) const { return retries_[static_cast<std::size_t>(layer)]; }
+  RetryCounts retries(int layer) const { return retries_[layer]; }
   std::vector<std::string> take_notices();
   int num_reading() const { return num_reading_; }
   // All blocks that were read, whatever became of them.

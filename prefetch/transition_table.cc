@@ -15,7 +15,7 @@ TransitionTable::TransitionTable(ExpertGrid grid)
 // Keeps the most frequent as the space-saving algorithm does: a newcomer takes the place of the
 // rarest and its count, so that who is really frequent ends up staying.
 void TransitionTable::met(ExpertId from, int to) {
-  auto& successors = entries_[static_cast<std::size_t>(grid_.index(from))].successors;
+  auto& successors = entries_[grid_.index(from)].successors;
   Successor* rarest = successors.data();
   for (Successor& successor : successors) {
     if (successor.count > 0 && successor.expert == to) {
@@ -29,7 +29,7 @@ void TransitionTable::met(ExpertId from, int to) {
 }
 
 void TransitionTable::passed(ExpertId from) {
-  Entry& entry = entries_[static_cast<std::size_t>(grid_.index(from))];
+  Entry& entry = entries_[grid_.index(from)];
   if (++entry.num_passed < kMemory) return;
   entry.num_passed /= 2;
   for (Successor& successor : entry.successors) successor.count /= 2;

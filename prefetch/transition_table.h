@@ -28,12 +28,10 @@ class TransitionTable {
     std::uint16_t count = 0;
   };
   std::span<const Successor> successors(ExpertId from) const {
-    return entries_[static_cast<std::size_t>(grid_.index(from))].successors;
+    return entries_[grid_.index(from)].successors;
   }
   // Passes that the counts of its successors are out of.
-  int num_passed(ExpertId from) const {
-    return entries_[static_cast<std::size_t>(grid_.index(from))].num_passed;
-  }
+  int num_passed(ExpertId from) const { return entries_[grid_.index(from)].num_passed; }
 
  private:
   struct Entry {

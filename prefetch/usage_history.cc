@@ -61,7 +61,7 @@ void UsageHistory::observe(int layer, std::span<const ExpertUse> uses) {
   }
   layer_ = layer;
   for (const ExpertUse& use : uses) {
-    counts_[static_cast<std::size_t>(grid_.index({layer, use.expert}))] += unit_;
+    counts_[grid_.index({layer, use.expert})] += unit_;
     ++num_observed_;
   }
 }
@@ -69,11 +69,11 @@ void UsageHistory::observe(int layer, std::span<const ExpertUse> uses) {
 std::vector<ExpertId> UsageHistory::most_used() const {
   std::vector<int> used;
   for (int i = 0; i < grid_.size(); ++i) {
-    if (counts_[static_cast<std::size_t>(i)] > 0.0) used.push_back(i);
+    if (counts_[i] > 0.0) used.push_back(i);
   }
   std::sort(used.begin(), used.end(), [&](int a, int b) {
-    const double count_a = counts_[static_cast<std::size_t>(a)];
-    const double count_b = counts_[static_cast<std::size_t>(b)];
+    const double count_a = counts_[a];
+    const double count_b = counts_[b];
     return count_a != count_b ? count_a > count_b : a < b;
   });
   std::vector<ExpertId> ids;
@@ -120,7 +120,7 @@ Status UsageHistory::from_text(std::string_view text, std::string_view model) {
     for (int expert = 0; expert < grid_.num_experts; ++expert) {
       const std::optional<int> count = next_int(line);
       if (!count || *count < 0) return corrupt(number);
-      counts[static_cast<std::size_t>(grid_.index({*layer, expert}))] = *count / kScale;
+      counts[grid_.index({*layer, expert})] = *count / kScale;
       if (*count > 0) ++num_observed;
     }
     if (!next_word(line).empty()) return corrupt(number);

@@ -119,9 +119,8 @@ class DriftingRouter {
     }
     std::vector<std::int32_t> order(num_experts);
     std::iota(order.begin(), order.end(), 0);
-    std::partial_sort(order.begin(), order.begin() + count, order.end(), [&](int a, int b) {
-      return seen[static_cast<std::size_t>(a)] > seen[static_cast<std::size_t>(b)];
-    });
+    std::partial_sort(order.begin(), order.begin() + count, order.end(),
+                      [&](int a, int b) { return seen[a] > seen[b]; });
     order.resize(static_cast<std::size_t>(count));
     return order;
   }
@@ -192,8 +191,8 @@ class DecodeModel {
     for (int layer = 0; layer < options_.router.num_layers; ++layer) {
       clock_.advance(static_cast<std::int64_t>(num_rows * options_.prefill_row_us));
       std::vector<int> num_rows_of(static_cast<std::size_t>(options_.router.num_experts));
-      for (const auto& chosen : routes[static_cast<std::size_t>(layer)]) {
-        for (const int expert : chosen) ++num_rows_of[static_cast<std::size_t>(expert)];
+      for (const auto& chosen : routes[layer]) {
+        for (const int expert : chosen) ++num_rows_of[expert];
       }
       const auto next = static_cast<std::size_t>(layer) + 1;
       const bool hint = manager_->num_ranked_guesses() > 0 && next < num_layers;
@@ -231,8 +230,7 @@ class DecodeModel {
   void run_layer(int layer) {
     clock_.advance(options_.attention_us);
     std::vector<int> num_rows_of(static_cast<std::size_t>(options_.router.num_experts));
-    for (const int expert : router_.chosen(layer))
-      num_rows_of[static_cast<std::size_t>(expert)] = 1;
+    for (const int expert : router_.chosen(layer)) num_rows_of[expert] = 1;
     run(layer, num_rows_of, static_cast<double>(options_.expert_us), [&] { look_ahead(layer); });
   }
 
@@ -256,9 +254,7 @@ class DecodeModel {
       double us = 0.0;
       for (std::size_t i = 0; i < ready; ++i) {
         parts[i].passes_guard();
-        us += row_us *
-              static_cast<double>(uses[static_cast<std::size_t>(parts[i].use)].rows.size()) /
-              (kGateUp + kDown);
+        us += row_us * static_cast<double>(uses[parts[i].use].rows.size()) / (kGateUp + kDown);
       }
       if (ready > 0) {
         clock_.advance(std::llround(us));

@@ -6,6 +6,8 @@
 
 #include <set>
 
+#include "tests/support/thread_sanitizer.h"
+
 namespace stoker {
 namespace {
 
@@ -15,6 +17,7 @@ using test::DriftingRouter;
 
 // The claims below are about routing like what is published of 256-expert routers.
 TEST(DriftingRouter, LooksLikeATrainedRouter) {
+  SKIP_UNDER_THREAD_SANITIZER();
   DriftingRouter router({}, 1);
   const int num_layers = router.options().num_layers;
   std::vector<std::set<int>> previous(static_cast<std::size_t>(num_layers));
@@ -24,7 +27,7 @@ TEST(DriftingRouter, LooksLikeATrainedRouter) {
     for (int layer = 0; layer < num_layers; ++layer) {
       const auto chosen = router.chosen(layer);
       const std::set<int> set(chosen.begin(), chosen.end());
-      auto& before = previous[static_cast<std::size_t>(layer)];
+      auto& before = previous[layer];
       if (token > 0) {
         for (const int expert : router.guessed(layer, 1, 8)) near += set.contains(expert) ? 1 : 0;
         for (const int expert : router.guessed(layer, 2, 8)) far += set.contains(expert) ? 1 : 0;
@@ -41,6 +44,7 @@ TEST(DriftingRouter, LooksLikeATrainedRouter) {
 }
 
 TEST(DecodeModel, HitRatesFollowTheCache) {
+  SKIP_UNDER_THREAD_SANITIZER();
   for (const auto& [cached, hit] :
        {std::pair(0.10, 0.40), std::pair(0.25, 0.57), std::pair(0.40, 0.69)}) {
     DecodeModelOptions options;
@@ -84,6 +88,7 @@ Ratio on_to_off(DecodeModelOptions options, int num_tokens = 150) {
 // Reads and computing in turns: the drive idles a good third of the time, and compute waits for it
 // for nearly as long.
 TEST(Prefetch, GainsAFifthWhereTheDriveHasIdleTimeAndComputeWaits) {
+  SKIP_UNDER_THREAD_SANITIZER();
   DecodeModelOptions options;
   options.cached = 0.40;
   options.attention_us = 4000;
@@ -99,6 +104,7 @@ TEST(Prefetch, GainsAFifthWhereTheDriveHasIdleTimeAndComputeWaits) {
 }
 
 TEST(Prefetch, CostsNothingWhereTheDriveIsSaturated) {
+  SKIP_UNDER_THREAD_SANITIZER();
   DecodeModelOptions options;
   options.cached = 0.10;
   options.bytes_per_second = 1e9;
@@ -111,6 +117,7 @@ TEST(Prefetch, CostsNothingWhereTheDriveIsSaturated) {
 }
 
 TEST(Prefetch, CostsNothingWhereTheDriveIsNeverIdle) {
+  SKIP_UNDER_THREAD_SANITIZER();
   DecodeModelOptions options;
   options.attention_us = 0;
   options.expert_us = 0;
@@ -121,6 +128,7 @@ TEST(Prefetch, CostsNothingWhereTheDriveIsNeverIdle) {
 }
 
 TEST(Prefetch, CostsNothingWhereGuessesAreNoise) {
+  SKIP_UNDER_THREAD_SANITIZER();
   DecodeModelOptions options;
   options.gates_know_nothing = true;
   for (const double cached : {0.04, 0.10, 0.40}) {
@@ -135,6 +143,7 @@ TEST(Prefetch, CostsNothingWhereGuessesAreNoise) {
 // All but the first reads are over, and computing the gates is all that prefetch would still do:
 // the switch finds out.
 TEST(Prefetch, IsSwitchedOffWhereNothingIsLeftToGain) {
+  SKIP_UNDER_THREAD_SANITIZER();
   DecodeModelOptions options;
   options.cached = 0.40;
   options.bytes_per_second = 40e9;
@@ -148,6 +157,7 @@ TEST(Prefetch, IsSwitchedOffWhereNothingIsLeftToGain) {
 }
 
 TEST(Prefetch, ForeseesMostMisses) {
+  SKIP_UNDER_THREAD_SANITIZER();
   DecodeModelOptions options;
   options.manager.prefetch.adaptive = false;
   DecodeModel model(options);
@@ -163,6 +173,7 @@ TEST(Prefetch, ForeseesMostMisses) {
 // ---- Prefill.
 
 TEST(Prefill, ReadsEachNeededExpertOnceAndLeavesDecodeItsOwn) {
+  SKIP_UNDER_THREAD_SANITIZER();
   for (const bool prefetch : {false, true}) {
     DecodeModelOptions options;
     options.manager.prefetch.enabled = prefetch;
@@ -188,6 +199,7 @@ TEST(Prefill, ReadsEachNeededExpertOnceAndLeavesDecodeItsOwn) {
 // Computing takes as long as reading: both go on side by side, the next layer's experts are on
 // their way before it is reached, and little is waited for.
 TEST(Prefill, ReadingHidesBehindComputing) {
+  SKIP_UNDER_THREAD_SANITIZER();
   DecodeModelOptions options;
   options.prefill_row_us = 150;
   options.manager.prefetch.enabled = false;

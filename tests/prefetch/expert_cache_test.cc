@@ -91,8 +91,7 @@ TEST_P(EveryPolicy, AgreesWithANaiveCacheOnRandomOperations) {
             if (entry.state == State::kInFlight) in_flight.push_back(slot);
           }
           if (in_flight.empty()) break;
-          const SlotIdx slot =
-              in_flight[static_cast<std::size_t>(pick(static_cast<int>(in_flight.size())))];
+          const SlotIdx slot = in_flight[pick(static_cast<int>(in_flight.size()))];
           const int how = pick(4);
           if (how == 0) {
             cache.abandon(slot);
@@ -121,8 +120,7 @@ TEST_P(EveryPolicy, AgreesWithANaiveCacheOnRandomOperations) {
         }
         case 6: {  // release
           if (leases.empty()) break;
-          std::swap(leases[static_cast<std::size_t>(pick(static_cast<int>(leases.size())))],
-                    leases.back());
+          std::swap(leases[pick(static_cast<int>(leases.size()))], leases.back());
           --naive.slots[leases.back().slot()].leases;
           const Standing standings[] = {Standing::kUsed, Standing::kGuessed, Standing::kCold};
           leases.back().release(standings[pick(3)]);

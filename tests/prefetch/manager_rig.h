@@ -201,7 +201,7 @@ class ManagerRig {
       pending_.pop_front();
       if (!part.passes_guard()) continue;
       const QuantView& view = part.half == ExpertHalf::kGateUp ? part.gate : part.down;
-      const ExpertId id{layer_, current_[static_cast<std::size_t>(part.use)].expert};
+      const ExpertId id{layer_, current_[part.use].expert};
       EXPECT_TRUE(
           BlockSource::holds(id, part.row_begin, static_cast<const std::byte*>(view.payload)))
           << "wrong bytes in block " << part.row_begin << " of expert " << id.expert;

@@ -131,7 +131,7 @@ TEST_P(ManagerUnderLoad, NobodyReadsWhatIsNotThere) {
       while (!set->exhausted()) {
         const std::size_t ready = set->take_ready(parts);
         for (std::size_t i = 0; i < ready; ++i)
-          workers.post(parts[i], {layer, uses[static_cast<std::size_t>(parts[i].use)].expert});
+          workers.post(parts[i], {layer, uses[parts[i].use].expert});
         if (give_up && random() % 8 == 0) break;
         if (ready > 0) continue;
         ASSERT_TRUE(set->status().ok()) << set->status().error().message();

@@ -5,6 +5,7 @@
 #include "cpu/factory.h"
 #include "cpu/reference_backend.h"
 #include "tests/support/published_configs.h"
+#include "tests/support/thread_sanitizer.h"
 #include "tests/support/tiny_engine.h"
 
 namespace stoker {
@@ -47,6 +48,7 @@ class PagedForward : public testing::TestWithParam<std::tuple<int, bool>> {
 };
 
 TEST_P(PagedForward, GivesTheBitsOfAResidentModel) {
+  SKIP_UNDER_THREAD_SANITIZER();
   const std::string config = test::tiny_config();
   TinyEngine resident(config, reference());
   const Rows expected = run(resident);
