@@ -28,8 +28,8 @@ class RunRecord {
   // Hears of every step of `runner` from now on.
   void attach(Runner& runner);
   // The usage of a model's experts in earlier runs is read now, and the most used are warmed up
-  // (with room for all, all of them); what this run adds is written in the end. A convenience: nothing is
-  // said if it fails. `model_id` is a hash.
+  // (with room for all, all of them); what this run adds is written in the end. A convenience:
+  // nothing is said if it fails. `model_id` is a hash.
   void keep_usage(ExpertManager& experts, std::span<const ExpertLayer> layers,
                   const std::string& model_id);
 

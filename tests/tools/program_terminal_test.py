@@ -79,7 +79,7 @@ class Chat(ProgramTest):
 
     def ask(self, terminal, keys):
         terminal.send(keys)
-        terminal.wait_for(b"tok/s; context")
+        terminal.wait_for(b"; context ")
         terminal.wait_for(self.PROMPT)
 
     def test_turns_commands_and_leaving(self):
