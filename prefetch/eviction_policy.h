@@ -2,10 +2,9 @@
 // somebody must go and holds what may not.
 //
 // The ranking holds exactly the slots that may be evicted. A slot leaves it while its expert is
-// leased and comes back with a *standing* that says what the lease was worth. The state of the art
-// of what a policy may use is what it is told here: who came back when, and which layer's turn it
-// is. Nothing is allocated after construction; every call takes O(1) or O(log num_slots), where
-// nothing else is said.
+// leased and comes back with a *standing* that says what the lease was worth. A policy knows what
+// it is told here: who came back when, and which layer's turn it is. Nothing is allocated after
+// construction; calls take O(1) or O(log num_slots), victim() of "turns" O(num_layers).
 #pragma once
 
 #include <cstdint>
