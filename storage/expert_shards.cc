@@ -80,7 +80,8 @@ ExpertShards::Pieces ExpertShards::pieces(int expert, int block) const {
 int ExpertShards::extents(int expert, int block, std::span<Extent> out) const {
   // 1. Pieces, widened to pages, in order of place.
   int count = 0;
-  for (const Piece& piece : pieces(expert, block).all()) {
+  const Pieces wanted = pieces(expert, block);
+  for (const Piece& piece : wanted.all()) {
     const std::int64_t begin = floor_to(piece.offset(), kExtentAlign);
     const std::int64_t end = ceil_to(piece.offset() + piece.bytes(), kExtentAlign);
     out[static_cast<std::size_t>(count++)] = {piece.tensor->file, begin, end - begin, 0};
