@@ -86,7 +86,7 @@ void ModelledReader::advance() {
   const auto now_us = static_cast<double>(clock_.now_us());
   for (Drive& drive : drives_) {
     while (!drive.issued.empty() && drive.issued.front().done_us <= now_us) {
-      const Issued issued = std::move(drive.issued.front());
+      const Issued issued = drive.issued.front();
       drive.issued.pop_front();
       complete(drive, issued);
       issue(drive, issued.done_us);

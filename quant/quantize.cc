@@ -237,7 +237,7 @@ void quantize_tile16(const QuantView& src, std::int64_t row_begin, std::int64_t 
       std::uint32_t dword = 0;
       for (int i = 0; i < per_turn; ++i) {
         const auto code =
-            static_cast<unsigned>(codes[static_cast<std::size_t>(turn * per_turn + i)]);
+            static_cast<std::uint8_t>(codes[static_cast<std::size_t>(turn * per_turn + i)]);
         dword |= (code & mask) << (i * (32 / per_turn));
       }
       std::memcpy(payload + tile.dword_offset(row, turn * per_turn), &dword, 4);

@@ -115,7 +115,7 @@ Status StoreOpener::check_layers() {
                         manifest_path(), layer.layer, layer.expert_bytes, layer.num_blocks,
                         quant_spec_name(layer.spec), blocks.expert_bytes(), blocks.num_blocks());
     }
-    store_->experts_[static_cast<std::size_t>(layer.layer)] = {layer.spec, std::move(blocks)};
+    store_->experts_[static_cast<std::size_t>(layer.layer)] = {layer.spec, blocks};
   }
   store_->places_.resize(config.layers().size());
   for (const LayerSpec& layer : config.layers()) {
@@ -223,6 +223,7 @@ Status StoreOpener::open_expert_file(const ManifestFile& file) {
   if (store_->expert_files_.back().replicas.empty()) {
     if (!bad.empty()) return bad.front();
     std::vector<std::string> places;
+    places.reserve(search_.size());
     for (const std::filesystem::path& dir : search_) places.push_back(dir.string());
     return make_error(ErrorCode::kNotFound,
                       "{} is not in {}; name every directory that holds expert files of this store "

@@ -151,6 +151,7 @@ std::vector<std::int64_t> Verifier::stretch_bytes(const SafetensorsEntry& entry)
                                    layer->spec);
   if (blocks.expert_bytes() != entry.bytes) return {};
   std::vector<std::int64_t> bytes;
+  bytes.reserve(static_cast<std::size_t>(blocks.num_blocks()));
   for (int block = 0; block < blocks.num_blocks(); ++block) {
     bytes.push_back(blocks.block(block).bytes);
   }
@@ -219,6 +220,7 @@ void Verifier::run() {
   };
   std::vector<std::thread> threads;
   const unsigned count = std::clamp(std::thread::hardware_concurrency() + 2, 3u, 16u);
+  threads.reserve(count);
   for (unsigned i = 0; i < count; ++i) threads.emplace_back(work);
   for (std::thread& thread : threads) thread.join();
   // 3. In an order that does not depend on the threads.

@@ -322,6 +322,7 @@ Status StoreWriter::write_units() {
   if (options_.writing) options_.writing(done_bytes_, total_bytes_);
   std::atomic<std::size_t> next = 0;
   std::vector<std::thread> threads;
+  threads.reserve(static_cast<std::size_t>(num_threads));
   for (std::int64_t i = 0; i < num_threads; ++i) threads.emplace_back([&] { work(next); });
   for (std::thread& thread : threads) thread.join();
   // What was finished before something failed is kept.
