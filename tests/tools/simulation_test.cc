@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <ostream>
 
 #include "cpu/reference_backend.h"
 #include "prefetch/eviction_policy.h"
@@ -24,8 +25,8 @@ class CountSteps final : public StepListener {
   struct Counts {
     std::int64_t hit, late, miss;
     bool operator==(const Counts&) const = default;
-    friend void PrintTo(const Counts& counts, std::ostream* out) {
-      *out << counts.hit << "+" << counts.late << "+" << counts.miss;
+    friend std::ostream& operator<<(std::ostream& out, const Counts& counts) {
+      return out << counts.hit << "+" << counts.late << "+" << counts.miss;
     }
   };
   void on_step(const StepRecord& record) override {
