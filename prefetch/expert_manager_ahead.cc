@@ -112,12 +112,12 @@ std::optional<SlotIdx> ExpertManager::room_for(const Wish& wish) {
   return cache_.reserve(wish.id);
 }
 
-// Within a class the likelier goes first; gate/up blocks of all go before down blocks.
+// Within a class the likelier goes first, and whole: half an expert is not there in time.
 void ExpertManager::read_ahead(ExpertId id, SlotIdx slot, ReadClass read_class, float odds) {
   assign(slot, id);
   state(slot).errand = Errand::kAhead;
   ahead_.push_back(slot);
-  loader_.fetch(slot, read_class, 1.0f + odds, odds);
+  loader_.fetch(slot, read_class, odds, odds);
 }
 
 void ExpertManager::warm_up(std::vector<ExpertId> experts) {

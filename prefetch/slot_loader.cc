@@ -94,11 +94,14 @@ void SlotLoader::fetch(SlotIdx slot, ReadClass read_class, float gate_up_priorit
   s.wanted = true;
   for (int b = 0; b < shape(slot).num_blocks(); ++b) {
     Block& state = block(slot, b);
-    switch (state.state.load(std::memory_order_relaxed)) {
-      case State::kUnreadable:  // asked for anew: from the start
-        state.num_failures = 0;
-        story_.erase(tag(slot, b));
-        [[fallthrough]];
+    const State now = state.state.load(std::memory_order_relaxed);
+    // Asked for anew: what failed for an earlier demand does not count.
+    if (state.num_failures > 0 && now != State::kLent && now != State::kBad) {
+      state.num_failures = 0;
+      story_.erase(tag(slot, b));
+    }
+    switch (now) {
+      case State::kUnreadable:
       case State::kAbsent:
         queue_read(slot, b);
         break;

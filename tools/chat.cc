@@ -53,7 +53,8 @@ class InterruptScope {
 
 class Chat {
  public:
-  Chat(ChatSession& session, bool interactive) : session_(session), interactive_(interactive) {}
+  Chat(ChatSession& session, const LoadedModel& model, bool interactive)
+      : session_(session), model_(model), interactive_(interactive) {}
 
   Status run_interactive(const std::string& welcome);
   // False if a turn failed.
@@ -71,6 +72,7 @@ class Chat {
   std::string prompt() const;
 
   ChatSession& session_;
+  const LoadedModel& model_;
   bool interactive_;
   CancelToken cancel_;  // of the answer being made
   bool failed_ = false;
@@ -121,6 +123,7 @@ Status Chat::answer(const Make& make) {
   progress.reset();
   RETURN_IF_ERROR(std::move(output));
   RETURN_IF_ERROR(view.end());
+  model_.say_notices();
   if (generation.ok()) {
     show_status(*generation);
   } else {
@@ -204,7 +207,7 @@ Result<int> run(const TalkFlags& flags) {
   RETURN_IF_ERROR(session.set_thinking(flags.text.thinking == "on"), "--thinking on");
 
   const bool interactive = isatty(STDIN_FILENO) == 1;
-  Chat chat(session, interactive);
+  Chat chat(session, talking.model, interactive);
   if (!interactive) {
     ASSIGN_OR_RETURN(const bool all_answered, chat.run_piped());
     return all_answered ? 0 : 1;

@@ -189,9 +189,15 @@ LoadedModel::LoadedModel(LoadedModel&&) noexcept = default;
 LoadedModel& LoadedModel::operator=(LoadedModel&&) noexcept = default;
 
 LoadedModel::~LoadedModel() {
+  if (runner != nullptr) say_notices();
   record.reset();
   runner.reset();
   if (arena != nullptr) arena->stop();  // it registers its memory with the reader
+}
+
+void LoadedModel::say_notices() const {
+  if (experts == nullptr) return;
+  for (const std::string& notice : experts->take_notices()) log_notice(notice);
 }
 
 Result<std::unique_ptr<ExpertReader>> open_second_reader(const LoadedModel& model,
@@ -226,8 +232,8 @@ Result<LoadedModel> load_model(const ModelFlags& flags, LoadOptions wanted) {
   if (num_slots > 0) {
     ASSIGN_OR_RETURN(experts,
                      make_experts(model, config, flags, num_slots, need.slot_bytes, wanted));
-    for (const std::string& notice : experts->take_notices()) log_notice(notice);
     model.experts = experts.get();
+    model.say_notices();
   }
   // 3. Everything else.
   ASSIGN_OR_RETURN(BackendChoice choice, make_backend(flags));

@@ -26,7 +26,11 @@ struct LoadedModel {
   LoadedModel();
   LoadedModel(LoadedModel&&) noexcept;
   LoadedModel& operator=(LoadedModel&&) noexcept;  // of an empty one
-  ~LoadedModel();
+  ~LoadedModel();                                  // says what has not been said
+
+  // Tells the person who watches, on standard error, what came up since the last call: blocks that
+  // were repaired, slots that are too few. Call it when nothing else is being written.
+  void say_notices() const;
 
   std::filesystem::path directory;
   std::unique_ptr<storage::ModelSource> source;

@@ -323,6 +323,37 @@ TEST(ExpertManager, APassingFaultIsARetryAndNoRepair) {
   EXPECT_TRUE(rig.manager().take_notices().empty());
 }
 
+// A demand is given up after a block was bad and has been read again, still bad. By the next demand
+// the drive is well.
+TEST(ExpertManager, WhatFailedForAnEarlierDemandDoesNotCount) {
+  RigOptions options;
+  int reads = 0;
+  bool well = false;
+  options.reader.fault = [&](const BlockRead& read, int) {
+    if (well || read.id != ExpertId{1, 5} || read.block != 0) return ReadFault::kNone;
+    ++reads;
+    return ReadFault::kFlipsABit;
+  };
+  ManagerRig rig(options);
+  const auto uses = rig.uses({5});
+  {
+    const ExpertSetPtr set = rig.manager().demand(1, uses).value();
+    std::vector<ExpertPart> parts(10);
+    for (bool found = false; !found;) {
+      const std::size_t ready = set->take_ready(parts);
+      for (std::size_t p = 0; p < ready; ++p) found |= !parts[p].passes_guard();
+    }
+    rig.manager().pump();  // hears of it
+    rig.settle();
+    ASSERT_EQ(reads, 2);
+  }
+  rig.note_demanded(1);
+  ASSERT_TRUE(rig.manager().cache().resident({1, 5}));
+  well = true;
+  ASSERT_TRUE(rig.run(1, uses).ok());
+  rig.expect_consistent_counters();
+}
+
 // ---- Felt wait.
 
 TEST(ExpertManager, FeltWaitIsTheTimeWithoutPartsWhileNobodyComputes) {

@@ -67,12 +67,30 @@ TEST(ReadAhead, AGuessIsReadAfterTheDemandAndIsAHitWhenItsTurnComes) {
   rig.expect_consistent_counters();
 }
 
-TEST(ReadAhead, WhatIsOnItsWayWhenItsTurnComesIsLateAndPromoted) {
+TEST(ReadAhead, TheLikelierGuessIsReadWholeBeforeTheNext) {
   ManagerRig rig(options(24));
   learn_windows(rig);
   rig.hint_during_next(2, 1, 1, {7, 8});
   ASSERT_TRUE(rig.run(1, rig.uses({13})).ok());
+  rig.settle();
+  ASSERT_EQ(reads_of(rig, {2, 7}).size(), 5u);
+  ASSERT_EQ(reads_of(rig, {2, 8}).size(), 5u);
+  const auto& issued = rig.reader().issued();
+  const auto at = [&](int expert, int block) {
+    return std::find_if(issued.begin(), issued.end(), [&](const BlockRead& read) {
+      return read.id == ExpertId{2, expert} && read.block == block;
+    });
+  };
+  EXPECT_LT(at(7, 4), at(8, 0));
+}
+
+TEST(ReadAhead, WhatIsOnItsWayWhenItsTurnComesIsLateAndPromoted) {
+  ManagerRig rig(options(24));
+  learn_windows(rig);
+  rig.hint_during_next(2, 1, 1, {6, 7, 8});
+  ASSERT_TRUE(rig.run(1, rig.uses({13})).ok());
   rig.reader().hold(true);  // one block at most is out
+  ASSERT_LT(reads_of(rig, {2, 7}).size(), 5u);
   const LayerCounters before = rig.manager().counters(2);
   const auto uses = rig.uses({7});
   {
