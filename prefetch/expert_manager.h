@@ -62,6 +62,9 @@ class ExpertManager final : public ExpertProvider {
   // ExpertProvider. demand() does not fail: what goes wrong is the set's status(). The uses of a
   // demand are a draft's all of them, or none.
   Result<ExpertSetPtr> demand(int layer, std::span<const ExpertUse> uses) override;
+  void begin_step(std::span<const TokenId> tokens) override;
+  void note_choices(int layer, std::span<const TokenId> tokens,
+                    std::span<const std::int32_t> experts) override;
   int num_ranked_guesses() const override;
   void hint(const LookAhead& guesses) override;
   void wait(std::chrono::microseconds timeout) override;

@@ -18,6 +18,16 @@ constexpr int kMaxWarming = 32;  // experts under way
 
 }  // namespace
 
+void ExpertManager::begin_step(std::span<const TokenId> tokens) {
+  prefetcher_.begin_step(tokens, [this](ExpertId id) { return would_miss(id); });
+  pump();
+}
+
+void ExpertManager::note_choices(int layer, std::span<const TokenId> tokens,
+                                 std::span<const std::int32_t> experts) {
+  prefetcher_.note_choices(layer, tokens, experts);
+}
+
 // Where everybody is resident there is nothing to guess.
 int ExpertManager::num_ranked_guesses() const {
   const int num_resident = cache_.num_evictable() + cache_.num_leased();

@@ -19,6 +19,8 @@ double prior(int voter, int rank) {
     case ExpertPredictor::Voter::kNextLayer:
       return by_rank;
     case ExpertPredictor::Voter::kTwoAhead:
+    case ExpertPredictor::Voter::kBeforeFirst:
+    case ExpertPredictor::Voter::kToken:
       return 0.85 * by_rank;
     case ExpertPredictor::Voter::kLastTurn:
       return 0.25;
@@ -33,6 +35,7 @@ double prior(int voter, int rank) {
 ExpertPredictor::ExpertPredictor(const ExpertShapes& shapes, ExpertGrid grid, double min_odds)
     : shapes_(shapes),
       transitions_(grid),
+      tokens_(std::min(shapes.max_top_k(), kMaxRankedGuesses)),
       last_turn_(static_cast<std::size_t>(grid.num_layers)),
       next_layer_(static_cast<std::size_t>(grid.num_layers)),
       used_(static_cast<std::size_t>(grid.num_experts)),
@@ -53,6 +56,8 @@ ExpertPredictor::ExpertPredictor(const ExpertShapes& shapes, ExpertGrid grid, do
       next = (next + 1) % grid.num_layers;
     } while (!shapes.has_experts(next));
     next_layer_[layer] = next;
+    if (shapes_.has_experts(layer) && first_layers_.size() < TokenTable::kLayers)
+      first_layers_.push_back(layer);
   }
 }
 
@@ -84,6 +89,7 @@ void ExpertPredictor::forget_votes(Book& book, Voter voter) {
   if (!book.voted[at(voter)]) return;
   auto& belief = book.belief[at(voter)];
   std::fill(belief.begin(), belief.end(), 0.0f);
+  book.sorted = false;
   std::erase_if(book.votes, [&](const Vote& vote) { return vote.voter == voter; });
 }
 
@@ -102,7 +108,9 @@ void ExpertPredictor::vote(Book& book, Voter voter, int expert, int rank, bool l
 
 void ExpertPredictor::look_ahead(const LookAhead& guesses, WouldMiss would_miss) {
   if (!shapes_.has_experts(guesses.layer)) return;
-  const Voter voter = guesses.lead == 1 ? Voter::kNextLayer : Voter::kTwoAhead;
+  const Voter voter = !shapes_.has_experts(guesses.from) ? Voter::kBeforeFirst
+                      : guesses.lead == 1                ? Voter::kNextLayer
+                                                         : Voter::kTwoAhead;
   Book& book = this->book(guesses.layer);
   forget_votes(book, voter);
   const int num_ranked = std::min(guesses.num_ranked, kMaxRankedGuesses);
@@ -114,6 +122,33 @@ void ExpertPredictor::look_ahead(const LookAhead& guesses, WouldMiss would_miss)
       const int expert = ranked[rank];
       if (would_miss({guesses.layer, expert})) vote(book, voter, expert, rank, learn);
     }
+  }
+}
+
+void ExpertPredictor::begin_step(std::span<const TokenId> tokens, WouldMiss would_miss) {
+  const bool learn = tokens.size() <= kMaxLearnedRows;
+  for (int place = 0; place < static_cast<int>(first_layers_.size()); ++place) {
+    const int layer = first_layers_[place];
+    Book& book = this->book(layer);
+    forget_votes(book, Voter::kToken);
+    for (const TokenId token : tokens) {
+      int rank = 0;
+      for (const int expert : tokens_.find(token, place)) {
+        if (would_miss({layer, expert})) vote(book, Voter::kToken, expert, rank, learn);
+        ++rank;
+      }
+    }
+  }
+}
+
+void ExpertPredictor::note_choices(int layer, std::span<const TokenId> tokens,
+                                   std::span<const std::int32_t> experts) {
+  const auto at = std::find(first_layers_.begin(), first_layers_.end(), layer);
+  if (at == first_layers_.end()) return;
+  const std::size_t top_k = experts.size() / tokens.size();
+  for (std::size_t row = 0; row < tokens.size(); ++row) {
+    tokens_.store(tokens[row], static_cast<int>(at - first_layers_.begin()),
+                  experts.subspan(row * top_k, top_k));
   }
 }
 
@@ -197,7 +232,7 @@ std::span<const Guess> ExpertPredictor::guesses(int layer) {
 }
 
 // Voters are not independent of each other, so the best of them speaks; what is said one layer
-// ahead supersedes what was said two ahead.
+// ahead supersedes what was said before.
 void ExpertPredictor::sort(Book& book) {
   if (book.sorted) return;
   book.sorted = true;
@@ -207,7 +242,9 @@ void ExpertPredictor::sort(Book& book) {
   for (int expert = 0; expert < num_experts; ++expert) {
     float belief = 0.0f;
     for (int voter = 0; voter < kNumVoters; ++voter) {
-      if (near && static_cast<Voter>(voter) == Voter::kTwoAhead) continue;
+      const bool earlier = static_cast<Voter>(voter) == Voter::kTwoAhead ||
+                           static_cast<Voter>(voter) == Voter::kBeforeFirst;
+      if (near && earlier) continue;
       belief = std::max(belief, book.belief[voter][expert]);
     }
     if (belief > 0.0f) book.guesses.push_back({expert, 1.0f - std::exp(-belief), belief});

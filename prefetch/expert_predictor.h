@@ -1,6 +1,7 @@
 // ExpertPredictor: which experts a layer will ask for that would have to be read. It joins what the
-// look-ahead gate says one and two MoE layers ahead, the experts of the layer's last turn, and what
-// tended to be missing after the experts of the layer before.
+// look-ahead gate says one and two MoE layers ahead (and before the first of them, where it knows
+// less), what the token chose in the first layers when it came by last, the experts of the layer's
+// last turn, and what tended to be missing after the experts of the layer before.
 //
 // All of these are *voters*; what a vote is worth is learned from what became of its earlier votes,
 // and only of those for experts that were not there: an expert that is resident anyway needs no
@@ -17,6 +18,7 @@
 #include "core/interface/expert_provider.h"
 #include "prefetch/expert_shapes.h"
 #include "prefetch/odds.h"
+#include "prefetch/token_table.h"
 #include "prefetch/transition_table.h"
 
 namespace stoker {
@@ -47,6 +49,10 @@ class ExpertPredictor {
   ExpertPredictor(const ExpertShapes& shapes, ExpertGrid grid, double min_odds);
 
   void look_ahead(const LookAhead& guesses, WouldMiss would_miss);
+  // Guesses from these tokens, whose step begins; and learns what tokens chose, [T, top_k].
+  void begin_step(std::span<const TokenId> tokens, WouldMiss would_miss);
+  void note_choices(int layer, std::span<const TokenId> tokens,
+                    std::span<const std::int32_t> experts);
   // `layer` has its turn. Scores what had been guessed of it, forgets that, and guesses from it
   // what its next layer may want.
   void observe(int layer, std::span<const ExpertUse> uses, bool sweep, WouldMiss would_miss);
@@ -58,13 +64,20 @@ class ExpertPredictor {
   // The layer with experts that comes after `layer`.
   int next_layer(int layer) const { return next_layer_[layer]; }
 
-  enum class Voter : std::uint8_t { kNextLayer, kTwoAhead, kLastTurn, kTransition };
+  enum class Voter : std::uint8_t {
+    kNextLayer,
+    kTwoAhead,
+    kBeforeFirst,
+    kToken,
+    kLastTurn,
+    kTransition
+  };
   PredictionScore score() const { return score_; }
   // What a vote of this voter and rank is worth now.
   double worth(Voter voter, int rank) const { return odds_[cell(voter, rank)].value(); }
 
  private:
-  static constexpr int kNumVoters = 4;
+  static constexpr int kNumVoters = 6;
   static constexpr int kMaxBooks = 4;             // layers guessed of at a time
   static constexpr std::size_t kMaxVotes = 2048;  // that are learned from, per book
   static constexpr int kMaxLearnedRows = 8;
@@ -99,7 +112,9 @@ class ExpertPredictor {
 
   const ExpertShapes& shapes_;
   TransitionTable transitions_;
-  std::vector<Odds> odds_;  // [voter, rank]
+  TokenTable tokens_;
+  std::vector<int> first_layers_;  // with experts, at most TokenTable::kLayers
+  std::vector<Odds> odds_;         // [voter, rank]
   std::array<Book, kMaxBooks> books_;
   std::uint64_t num_opened_ = 0;
   std::vector<std::vector<std::uint16_t>> last_turn_;  // by layer: the experts of its last turn

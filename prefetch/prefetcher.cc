@@ -30,6 +30,15 @@ void Prefetcher::look_ahead(const LookAhead& guesses, WouldMiss would_miss) {
   if (options_.enabled) predictor_.look_ahead(guesses, would_miss);
 }
 
+void Prefetcher::begin_step(std::span<const TokenId> tokens, WouldMiss would_miss) {
+  if (options_.enabled) predictor_.begin_step(tokens, would_miss);
+}
+
+void Prefetcher::note_choices(int layer, std::span<const TokenId> tokens,
+                              std::span<const std::int32_t> experts) {
+  if (options_.enabled) predictor_.note_choices(layer, tokens, experts);
+}
+
 void Prefetcher::begin_turn(int layer, std::span<const ExpertUse> uses, bool sweep,
                             std::int64_t now_us, WouldMiss would_miss) {
   if (!options_.enabled) return;

@@ -48,6 +48,9 @@ class Prefetcher {
   int num_ranked_guesses() const { return fetching() ? num_ranked_ : 0; }
 
   void look_ahead(const LookAhead& guesses, WouldMiss would_miss);
+  void begin_step(std::span<const TokenId> tokens, WouldMiss would_miss);
+  void note_choices(int layer, std::span<const TokenId> tokens,
+                    std::span<const std::int32_t> experts);
   // A layer demands; a sweep is a demand far wider than a token's.
   void begin_turn(int layer, std::span<const ExpertUse> uses, bool sweep, std::int64_t now_us,
                   WouldMiss would_miss);

@@ -18,7 +18,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::uint32_t kPlaces = DriveProbe::kMaxDepth;
+constexpr std::int64_t kMemoryBytes = std::int64_t{256} << 20;
 constexpr std::align_val_t kHugePage{2 << 20};
 
 }  // namespace
@@ -28,18 +28,15 @@ void DriveProbe::FreeBytes::operator()(std::byte* bytes) const {
 }
 
 DriveProbe::DriveProbe(const ExpertSource& source, ExpertReader& reader, std::vector<int> layers,
-                       int num_experts, std::uint64_t seed)
-    : source_(source),
-      reader_(reader),
-      layers_(std::move(layers)),
-      num_experts_(num_experts),
-      random_(seed) {
+                       int num_experts)
+    : source_(source), reader_(reader), layers_(std::move(layers)), num_experts_(num_experts) {
   CHECK(!layers_.empty() && num_experts_ > 0, "nothing to read");
   for (const int layer : layers_) {
     for (int block = 0; block < source_.num_blocks(layer); ++block)
       block_bytes_ = std::max(block_bytes_, source_.block_bytes(layer, block));
   }
-  const std::size_t bytes = static_cast<std::size_t>(block_bytes_) * kPlaces;
+  num_places_ = std::max<std::int64_t>(kMaxDepth, kMemoryBytes / block_bytes_);
+  const auto bytes = static_cast<std::size_t>(block_bytes_ * num_places_);
   memory_.reset(static_cast<std::byte*>(::operator new(bytes, kHugePage)));
   // As slots are: on huge pages and present.
   ::madvise(memory_.get(), bytes, MADV_HUGEPAGE);
@@ -48,28 +45,29 @@ DriveProbe::DriveProbe(const ExpertSource& source, ExpertReader& reader, std::ve
   (void)reader_.register_memory({memory_.get(), bytes});
 }
 
-BlockRead DriveProbe::random_read(std::uint32_t place) {
+BlockRead DriveProbe::random_read(std::uint32_t tag) {
   const int layer = layers_[random_() % layers_.size()];
   BlockRead read;
-  read.tag = place;
+  read.tag = tag;
   read.id = {layer, static_cast<int>(random_() % static_cast<std::uint64_t>(num_experts_))};
   read.block = static_cast<int>(random_() % static_cast<std::uint64_t>(source_.num_blocks(layer)));
-  read.dst = memory_.get() + place * block_bytes_;
+  read.dst = memory_.get() + next_place_ * block_bytes_;
+  next_place_ = (next_place_ + 1) % num_places_;
   return read;
 }
 
 Result<double> DriveProbe::measure(double seconds, int depth) {
   CHECK(depth > 0 && depth <= kMaxDepth, "{} blocks at a time", depth);
   auto under_way = static_cast<std::uint32_t>(depth);
-  std::array<BlockRead, kPlaces> reads;
-  for (std::uint32_t place = 0; place < under_way; ++place) reads[place] = random_read(place);
+  std::array<BlockRead, kMaxDepth> reads;
+  for (std::uint32_t tag = 0; tag < under_way; ++tag) reads[tag] = random_read(tag);
   const Clock::time_point start = Clock::now();
   const auto end = start + std::chrono::duration<double>(seconds);
   const std::int64_t before = reader_.load().bytes_read;
   reader_.submit(std::span(reads).first(under_way));
   Clock::time_point last = start;
   Status status;
-  std::array<BlockDone, kPlaces> done;
+  std::array<BlockDone, kMaxDepth> done;
   while (under_way > 0) {
     reader_.wait(std::chrono::milliseconds(100));
     const std::size_t count = reader_.reap(done);

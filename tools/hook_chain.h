@@ -39,8 +39,8 @@ class HookChain final : public StepHooks {
     for (StepHooks* hook : hooks_) wanted = std::max(wanted, hook->num_ranked_wanted());
     return wanted;
   }
-  void on_look_ahead(int layer, const LookAhead& guesses) override {
-    for (StepHooks* hook : hooks_) hook->on_look_ahead(layer, guesses);
+  void on_look_ahead(const LookAhead& guesses) override {
+    for (StepHooks* hook : hooks_) hook->on_look_ahead(guesses);
   }
   LookAhead forced_look_ahead(int layer, int lead) override {
     for (StepHooks* hook : hooks_) {

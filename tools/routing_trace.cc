@@ -20,7 +20,7 @@ using storage::SafetensorsHeader;
 using storage::StoredType;
 
 constexpr std::string_view kFormat = "stoker-routing-trace";
-constexpr std::string_view kVersion = "1";
+constexpr std::string_view kVersion = "2";
 constexpr std::array<const char*, kMaxLead> kGuessNames = {"guess1", "guess2"};
 
 template <typename T>
@@ -136,6 +136,11 @@ class TraceReader {
       trace_.purpose.push_back(value == 0 ? Purpose::kDecode : Purpose::kPrefill);
     }
     RETURN_IF_ERROR(read_tensor("experts", StoredType::kI16, chosen, trace_.experts));
+    if (find("token") != nullptr) {
+      RETURN_IF_ERROR(read_tensor("token", StoredType::kI32, {tokens}, trace_.token_ids));
+      const auto least = std::min_element(trace_.token_ids.begin(), trace_.token_ids.end());
+      if (*least < 0) return make_error(ErrorCode::kCorrupt, "{} is no token id", *least);
+    }
     if (find("weights") != nullptr) {
       RETURN_IF_ERROR(read_tensor("weights", StoredType::kF32, chosen, trace_.weights));
     }
@@ -216,7 +221,8 @@ std::int64_t RoutingTrace::bytes_per_token() const {
   const std::int64_t weight_bytes = weights.empty() ? 0 : sizeof(float);
   const std::int64_t id_bytes = sizeof(std::int16_t);
   return num_layers() * (top_k * (id_bytes + weight_bytes) + kMaxLead * num_ranked * id_bytes) +
-         static_cast<std::int64_t>(sizeof(Purpose) + sizeof(std::int32_t));
+         static_cast<std::int64_t>(sizeof(Purpose) + sizeof(std::int32_t) +
+                                   (token_ids.empty() ? 0 : sizeof(TokenId)));
 }
 
 RoutingTrace RoutingTrace::without_tokens() const {
@@ -237,6 +243,7 @@ void RoutingTrace::reserve(std::int64_t tokens, bool with_weights) {
   for (auto& lead : guesses) lead.reserve(rows * static_cast<std::size_t>(num_ranked));
   purpose.reserve(count);
   step.reserve(count);
+  token_ids.reserve(count);
 }
 
 void RoutingTrace::append(const RoutingTrace& tail) {
@@ -247,6 +254,7 @@ void RoutingTrace::append(const RoutingTrace& tail) {
   for (std::size_t i = 0; i < guesses.size(); ++i) extend(guesses[i], tail.guesses[i]);
   extend(purpose, tail.purpose);
   extend(step, tail.step);
+  extend(token_ids, tail.token_ids);
 }
 
 std::vector<int> moe_layers(const ModelConfig& config) {
@@ -269,8 +277,10 @@ Status write_routing_trace(const std::filesystem::path& path,
   std::vector<storage::TensorDecl> tensors = {{"experts", StoredType::kI16, chosen},
                                               {"purpose", StoredType::kU8, {tokens}},
                                               {"step", StoredType::kI32, {tokens}}};
+  const bool named = !first.token_ids.empty();
   const bool weighted = !first.weights.empty();
   const bool guessed = first.num_ranked > 0;
+  if (named) tensors.push_back({"token", StoredType::kI32, {tokens}});
   if (weighted) tensors.push_back({"weights", StoredType::kF32, chosen});
   if (guessed) {
     for (const char* name : kGuessNames) tensors.push_back({name, StoredType::kI16, ranked});
@@ -295,6 +305,7 @@ Status write_routing_trace(const std::filesystem::path& path,
     RETURN_IF_ERROR(append(piece.experts));
     RETURN_IF_ERROR(append(piece.purpose));
     RETURN_IF_ERROR(append(piece.step));
+    if (named) RETURN_IF_ERROR(append(piece.token_ids));
     if (weighted) RETURN_IF_ERROR(append(piece.weights));
     if (!guessed) continue;
     for (const auto& guesses : piece.guesses) RETURN_IF_ERROR(append(guesses));

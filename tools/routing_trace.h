@@ -1,16 +1,18 @@
 // A routing trace: for every token and MoE layer the experts that were chosen, and the ranked
-// guesses that were made there for the next two MoE layers.
+// guesses that were made of them one and two MoE layers before.
 //
 // As a file it is safetensors, which the usual readers open; T tokens, L layers, k chosen experts,
 // g ranked guesses:
 //
 //   experts  I16 [T, L, k]  best first
 //   weights  F32 [T, L, k]  what the experts' outputs were multiplied with; optional
-//   guess1   I16 [T, L, g]  made at this layer for the next MoE layer, best first, -1: none
-//   guess2   I16 [T, L, g]  made at this layer for the one after that; both absent if g is 0
+//   guess1   I16 [T, L, g]  of this layer, made at the MoE layer before (of the first: at the dense
+//                           layer before it), best first, -1: none
+//   guess2   I16 [T, L, g]  made one MoE layer earlier; both absent if g is 0
+//   token    I32 [T]        its id; optional
 //   purpose  U8  [T]        0 decode or verify, 1 prefill
 //   step     I32 [T]        tokens of one forward pass share a number; never falls
-//   metadata: format "stoker-routing-trace", version "1", layers "3,4,5" (the model's indices),
+//   metadata: format "stoker-routing-trace", version "2", layers "3,4,5" (the model's indices),
 //             num_experts, top_k, num_ranked, model (a name for people)
 #pragma once
 
@@ -39,6 +41,7 @@ struct RoutingTrace {
   std::vector<std::int16_t> experts;  // [T, L, k]
   std::vector<float> weights;         // [T, L, k] or empty; NaN in layers whose are not known
   std::array<std::vector<std::int16_t>, kMaxLead> guesses;  // [T, L, g] each, by lead - 1
+  std::vector<TokenId> token_ids;                           // [T] or empty
   std::vector<Purpose> purpose;                             // [T]
   std::vector<std::int32_t> step;                           // [T]
 
@@ -54,8 +57,16 @@ struct RoutingTrace {
   std::span<const float> chosen_weights(std::int64_t token, int place) const {
     return row_of(weights, token, place, top_k);
   }
+  // What was guessed of `place`, and the model layer where it was.
   std::span<const std::int16_t> guessed(int lead, std::int64_t token, int place) const {
     return row_of(guesses[static_cast<std::size_t>(lead - 1)], token, place, num_ranked);
+  }
+  int made_at(int lead, int place) const {
+    return place < lead ? layers.front() - 1 : layers[static_cast<std::size_t>(place - lead)];
+  }
+  // Whether there can be such a guess: before the first MoE layer only one layer makes any.
+  bool has_guess(int lead, int place) const {
+    return lead <= place || (lead == place + 1 && layers.front() > 0);
   }
 
   // Bytes that a token takes here and, header apart, in the file.

@@ -137,7 +137,10 @@ Result<ComputeCosts> costs_of(const SimulateFlags& flags, const ModelConfig& con
     costs.layer_us *= factor;
     costs.shared_us *= factor;
     costs.expert_us = flags.compute_us[1];
-    if (flags.compute_us.size() > 2) costs.step_us = flags.compute_us[2];
+    if (flags.compute_us.size() > 2) {
+      const double step_us = std::exchange(costs.step_us, flags.compute_us[2]);
+      if (step_us > 0.0) costs.head_us *= costs.step_us / step_us;
+    }
   }
   if (flags.calibrate.empty()) return costs;
   constexpr std::size_t kMaxStats = std::size_t{1} << 30;

@@ -90,8 +90,9 @@ class Replay {
     const double rows_factor = 1.0 + costs_.row_share * (step.num_rows - 1);
     for (int place = 0; place < trace_.num_layers(); ++place) {
       const double before = spender_.total();
-      if (place == 0) spender_.spend(costs_.step_us * rows_factor);
-      RETURN_IF_ERROR(run_layer(step, trace_.layers[static_cast<std::size_t>(place)], rows_factor));
+      if (place == 0) begin_step(step, rows_factor);
+      RETURN_IF_ERROR(run_layer(step, place, rows_factor));
+      if (place + 1 == trace_.num_layers()) spender_.spend(costs_.head_us * rows_factor);
       layer_us[static_cast<std::size_t>(place)] = spender_.total() - before;
       const LayerCounters now = manager_->counters(trace_.layers[static_cast<std::size_t>(place)]);
       step_counters_[static_cast<std::size_t>(place)] =
@@ -130,17 +131,31 @@ class Replay {
     return reader;
   }
 
+  void begin_step(const TraceStep& step, double rows_factor) {
+    manager_->begin_step(ids_of(step));
+    spender_.spend((costs_.step_us - costs_.head_us) * rows_factor);
+    if (trace_.layers.front() > 0) look_ahead(-1, rows_factor);
+  }
+  // Empty where the trace does not know them.
+  std::span<const TokenId> ids_of(const TraceStep& step) const {
+    if (trace_.token_ids.empty()) return {};
+    return std::span(trace_.token_ids)
+        .subspan(static_cast<std::size_t>(step.first), static_cast<std::size_t>(step.num_rows));
+  }
+
   // As Forward::mixture_of_experts() goes.
-  Status run_layer(const TraceStep& step, int layer, double rows_factor) {
+  Status run_layer(const TraceStep& step, int place, double rows_factor) {
+    const int layer = trace_.layers[static_cast<std::size_t>(place)];
     spender_.spend(costs_.layer_us * rows_factor);
     const std::span<const std::int32_t> chosen = forcer_.forced_experts(layer);
     std::copy(chosen.begin(), chosen.end(), experts_.begin());
+    if (!trace_.token_ids.empty()) manager_->note_choices(layer, ids_of(step), chosen);
     plan_.build(
         {std::span(experts_).first(chosen.size()), std::span(weights_).first(chosen.size())},
         step.ranges, step.num_rows);
     ASSIGN_OR_RETURN(const ExpertSetPtr set, manager_->demand(layer, plan_.uses()));
     spender_.spend(costs_.shared_us * rows_factor);
-    look_ahead(layer, rows_factor);
+    look_ahead(place, rows_factor);
     while (!set->exhausted()) {
       const std::size_t ready = set->take_ready(parts_);
       if (ready > 0) {
@@ -160,10 +175,12 @@ class Replay {
     return {};
   }
 
-  void look_ahead(int layer, double rows_factor) {
+  // From the layer at `place`, or from before the first one (-1).
+  void look_ahead(int place, double rows_factor) {
     if (manager_->num_ranked_guesses() == 0) return;
-    for (int lead = 1; lead <= kMaxLead; ++lead) {
-      const LookAhead guesses = forcer_.forced_look_ahead(layer, lead);
+    for (int lead = 1; lead <= kMaxLead && place + lead < trace_.num_layers(); ++lead) {
+      const LookAhead guesses =
+          forcer_.forced_look_ahead(trace_.layers[static_cast<std::size_t>(place + lead)], lead);
       if (guesses.num_ranked == 0) continue;
       spender_.spend(costs_.look_ahead_us * rows_factor);
       manager_->hint(guesses);
@@ -227,7 +244,7 @@ double ComputeCosts::token_us(int num_layers, int top_k) const {
 ComputeCosts costs_at_bandwidth(const ModelConfig& config, QuantSpec experts,
                                 double bytes_per_second) {
   // Bytes that a token reads, by what they are charged to.
-  double step = 0.0, attention = 0.0, router = 0.0, shared = 0.0;
+  double step = 0.0, head = 0.0, attention = 0.0, router = 0.0, shared = 0.0;
   const std::vector<int> layers = moe_layers(config);
   const auto is_moe = [&](int layer) {
     return std::binary_search(layers.begin(), layers.end(), layer);
@@ -247,6 +264,7 @@ ComputeCosts costs_at_bandwidth(const ModelConfig& config, QuantSpec experts,
         break;
       default:
         (is_moe(spec.layer) ? attention : step) += bytes;
+        if (spec.category == TensorCategory::kHead) head += bytes;
     }
   }
   const double us_per_byte = 1e6 / bytes_per_second;
@@ -254,6 +272,7 @@ ComputeCosts costs_at_bandwidth(const ModelConfig& config, QuantSpec experts,
   const quant::ExpertBlocks blocks(config.hidden_size, config.moe_intermediate_size, experts);
   ComputeCosts costs;
   costs.step_us = step * us_per_byte;
+  costs.head_us = head * us_per_byte;
   costs.layer_us = (attention + router) * per_layer;
   costs.shared_us = shared * per_layer;
   costs.look_ahead_us = router * per_layer;
@@ -294,8 +313,8 @@ Result<ComputeCosts> calibrated(const ComputeCosts& costs, const ModelConfig& co
   const int num_layers = static_cast<int>(moe_layers(config).size());
   const double factor = *middle / costs.token_us(num_layers, config.num_experts_per_tok);
   ComputeCosts scaled = costs;
-  for (double* cost : {&scaled.step_us, &scaled.layer_us, &scaled.shared_us, &scaled.look_ahead_us,
-                       &scaled.expert_us}) {
+  for (double* cost : {&scaled.step_us, &scaled.head_us, &scaled.layer_us, &scaled.shared_us,
+                       &scaled.look_ahead_us, &scaled.expert_us}) {
     *cost *= factor;
   }
   return scaled;
@@ -308,10 +327,10 @@ RoutingTrace with_predictor(RoutingTrace trace, Predictor predictor) {
     std::vector<std::int16_t>& guesses = trace.guesses[static_cast<std::size_t>(lead - 1)];
     guesses.assign(trace.experts.size(), kNoGuess);
     for (std::int64_t token = 0; token < trace.num_tokens(); ++token) {
-      for (int place = 0; place + lead < trace.num_layers(); ++place) {
+      for (int place = 0; place < trace.num_layers(); ++place) {
         const std::int64_t from = predictor == Predictor::kPerfect ? token : token - 1;
-        if (from < 0) continue;
-        const auto chosen = trace.chosen(from, place + lead);
+        if (from < 0 || !trace.has_guess(lead, place)) continue;
+        const auto chosen = trace.chosen(from, place);
         std::copy(chosen.begin(), chosen.end(),
                   guesses.begin() + (token * trace.num_layers() + place) * trace.top_k);
       }

@@ -23,6 +23,7 @@ namespace stoker::tools {
 // What computing costs, in microseconds.
 struct ComputeCosts {
   double step_us = 0.0;        // once in a step: dense layers, head, sampling
+  double head_us = 0.0;        // of step_us: what follows the last layer
   double layer_us = 0.0;       // a MoE layer before its experts are demanded: attention, router
   double shared_us = 0.0;      // and after that, while the drive works: the shared expert
   double look_ahead_us = 0.0;  // the gates of the next layers, where guesses are wanted

@@ -178,10 +178,12 @@ Result<RoutingTrace> generate_trace(const ModelConfig& config, const GeneratedTr
       const std::size_t row = static_cast<std::size_t>(token) * num_layers + place;
       ranking.take(scores.layer(place, trace.num_experts),
                    std::span(trace.experts).subspan(row * trace.top_k, trace.top_k));
-      for (int lead = 1; lead <= kMaxLead && lead <= place; ++lead) {
-        scores.foresee(lead, place, foreseen);
-        ranking.take(foreseen, std::span(trace.guesses[lead - 1])
-                                   .subspan((row - lead) * trace.num_ranked, trace.num_ranked));
+      for (int lead = 1; lead <= kMaxLead && trace.has_guess(lead, place); ++lead) {
+        // Before the first MoE layer more is missing than a layer's attention.
+        scores.foresee(lead <= place ? lead : kMaxLead, place, foreseen);
+        ranking.take(
+            foreseen,
+            std::span(trace.guesses[lead - 1]).subspan(row * trace.num_ranked, trace.num_ranked));
       }
     }
     const bool prefill = token < wanted.num_prefill;

@@ -36,6 +36,7 @@ void TraceRecorder::on_begin(const StepBatch& batch) {
   if (options_.weights) step_.weights.assign(step_.experts.size(), 0.0f);
   for (auto& guesses : step_.guesses)
     guesses.assign(rows * static_cast<std::size_t>(step_.num_ranked), kNoGuess);
+  step_.token_ids.assign(batch.tokens.begin(), batch.tokens.end());
   step_.purpose.clear();
   for (const Segment& segment : batch.segments) {
     step_.purpose.insert(step_.purpose.end(), static_cast<std::size_t>(segment.num_rows),
@@ -59,8 +60,8 @@ void TraceRecorder::on_routes(int layer, const RouteMailbox& routes) {
   }
 }
 
-void TraceRecorder::on_look_ahead(int layer, const LookAhead& guesses) {
-  const int place = step_.place_of(layer);
+void TraceRecorder::on_look_ahead(const LookAhead& guesses) {
+  const int place = step_.place_of(guesses.layer);
   if (place < 0) return;
   const auto given = static_cast<std::size_t>(guesses.num_ranked);
   const auto kept = static_cast<std::size_t>(step_.num_ranked);
@@ -140,8 +141,7 @@ std::span<const float> TraceForcer::forced_weights(int layer) {
 
 LookAhead TraceForcer::forced_look_ahead(int layer, int lead) {
   const int place = trace_.place_of(layer);
-  const int later = place + lead;
-  if (place < 0 || later >= trace_.num_layers() || trace_.num_ranked == 0) return {};
+  if (place < 0 || trace_.num_ranked == 0) return {};
   // All rows get as many guesses as the row that has the fewest.
   std::ptrdiff_t count = trace_.num_ranked;
   for_each_row([&](std::int64_t token) {
@@ -155,8 +155,8 @@ LookAhead TraceForcer::forced_look_ahead(int layer, int lead) {
     const auto row = trace_.guessed(lead, token, place);
     guesses.insert(guesses.end(), row.begin(), row.begin() + count);
   });
-  return {trace_.layers[static_cast<std::size_t>(later)], lead, static_cast<int>(num_rows_),
-          static_cast<int>(count), guesses};
+  return {trace_.made_at(lead, place), layer,  lead, static_cast<int>(num_rows_),
+          static_cast<int>(count),     guesses};
 }
 
 }  // namespace stoker::tools

@@ -41,7 +41,7 @@ class TraceRecorder final : public StepHooks {
   void on_end() override;
   void on_routes(int layer, const RouteMailbox& routes) override;
   int num_ranked_wanted() override { return step_.num_ranked; }
-  void on_look_ahead(int layer, const LookAhead& guesses) override;
+  void on_look_ahead(const LookAhead& guesses) override;
 
  private:
   Options options_;

@@ -120,7 +120,11 @@ void measure_spread(const RoutingTrace& trace, TraceStatistics& out) {
   out.distinct_75 = ratio(out.distinct_75, windows);
 }
 
-GuessStatistics measure_guesses(const RoutingTrace& trace, int lead,
+// Of the layers at `places`, made `lead` before.
+struct Places {
+  int begin, end;
+};
+GuessStatistics measure_guesses(const RoutingTrace& trace, int lead, Places places,
                                 std::span<const std::int64_t> distances) {
   const std::int64_t k = trace.top_k;
   const auto num_ranked = static_cast<std::size_t>(trace.num_ranked);
@@ -128,8 +132,8 @@ GuessStatistics measure_guesses(const RoutingTrace& trace, int lead,
   std::vector<double> found(num_ranked), made(num_ranked);
   double chosen = 0.0, misses = 0.0, foreseen_misses = 0.0;
   for (std::int64_t token = 0; token < trace.num_tokens(); ++token) {
-    for (int place = lead; place < trace.num_layers(); ++place) {
-      const auto guesses = trace.guessed(lead, token, place - lead);
+    for (int place = places.begin; place < places.end; ++place) {
+      const auto guesses = trace.guessed(lead, token, place);
       const auto experts = trace.chosen(token, place);
       for (std::size_t rank = 0; rank < num_ranked; ++rank) {
         made[rank] += guesses[rank] != kNoGuess;
@@ -165,8 +169,11 @@ TraceStatistics trace_statistics(const RoutingTrace& trace) {
   measure_reuse(trace, distances, out);
   measure_spread(trace, out);
   for (int lead = 1; trace.num_ranked > 0 && lead <= kMaxLead; ++lead) {
-    out.guesses[static_cast<std::size_t>(lead - 1)] = measure_guesses(trace, lead, distances);
+    out.guesses[static_cast<std::size_t>(lead - 1)] =
+        measure_guesses(trace, lead, {lead, trace.num_layers()}, distances);
   }
+  if (trace.num_ranked > 0 && trace.has_guess(1, 0))
+    out.before_first = measure_guesses(trace, 1, {0, 1}, distances);
   return out;
 }
 
@@ -183,10 +190,9 @@ std::string statistics_to_text(const TraceStatistics& statistics) {
   for (const double fraction : kCachedFractions) fmt::format_to(out, "{:5.0f}%", 100.0 * fraction);
   fmt::format_to(out, "\nhits             ");
   for (const double hit : statistics.lru_hit) fmt::format_to(out, " {:.3f}", hit);
-  for (std::size_t i = 0; i < statistics.guesses.size(); ++i) {
-    const GuessStatistics& guesses = statistics.guesses[i];
-    if (guesses.useful.empty()) continue;
-    fmt::format_to(out, "\n\nguesses {} ahead  ", i + 1);
+  const auto add = [&](std::string_view title, const GuessStatistics& guesses) {
+    if (guesses.useful.empty()) return;
+    fmt::format_to(out, "\n\n{:<18}", title);
     for (std::size_t rank = 0; rank < guesses.useful.size(); ++rank)
       fmt::format_to(out, "{:5}", rank + 1);
     fmt::format_to(out, "\n  useful by rank  ");
@@ -195,7 +201,10 @@ std::string statistics_to_text(const TraceStatistics& statistics) {
     for (const double share : guesses.recall) fmt::format_to(out, " {:.2f}", share);
     fmt::format_to(out, "\n  recall, of what a cache of 10 % misses: {:.2f}",
                    guesses.recall_on_misses);
-  }
+  };
+  add("guesses 1 ahead", statistics.guesses[0]);
+  add("guesses 2 ahead", statistics.guesses[1]);
+  add("of the first layer", statistics.before_first);
   return text + "\n";
 }
 

@@ -34,6 +34,7 @@ struct TraceStatistics {
   double top_share = 0.0;    // of choices that fall on a layer's four most used experts
   double distinct_75 = 0.0;  // experts of a layer that 75 consecutive tokens touch
   std::array<GuessStatistics, kMaxLead> guesses;  // by lead - 1; empty if the trace has none
+  GuessStatistics before_first;  // of the first MoE layer, made before any; empty if there are none
 };
 
 TraceStatistics trace_statistics(const RoutingTrace& trace);

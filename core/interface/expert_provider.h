@@ -94,8 +94,9 @@ inline constexpr int kMaxLead = 2;            // MoE layers ahead
 // What the look-ahead gate says of a later layer: for each row of the step experts in order of
 // their choice score, best first.
 struct LookAhead {
+  int from = 0;   // the layer that runs: one with experts, or the last before the first such
   int layer = 0;  // the layer that is guessed
-  int lead = 1;   // MoE layers between the one running and that: 1 or 2
+  int lead = 1;   // how many MoE layers that is further on: 1 or 2
   int num_rows = 0, num_ranked = 0;
   std::span<const std::int32_t> experts{};  // [num_rows, num_ranked]
 };
@@ -123,6 +124,12 @@ class ExpertProvider {
   // Leases or fetches the experts of `uses` (ascending, distinct ids). The spans stay valid while
   // the set lives. One set is open at a time.
   virtual Result<ExpertSetPtr> demand(int layer, std::span<const ExpertUse> uses) = 0;
+
+  // What a step is about to do, and what its router chose in `layer`, [T, top_k], best first: known
+  // before that is demanded, and by token. Free to ignore.
+  virtual void begin_step(std::span<const TokenId> /*tokens*/) {}
+  virtual void note_choices(int /*layer*/, std::span<const TokenId> /*tokens*/,
+                            std::span<const std::int32_t> /*experts*/) {}
 
   // Experts per row of a look-ahead that hint() makes use of, at most kMaxRankedGuesses; 0: it need
   // not be computed.

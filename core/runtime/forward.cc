@@ -35,7 +35,7 @@ void Forward::release() {
   segments_.clear();
 }
 
-Status Forward::start(const StepBatch& batch) {
+Status Forward::start(Runner& runner, const StepBatch& batch) {
   CHECK(done(), "the pass is running");
   started_us_ = clock_.now_us();
   const auto begin = [&]() -> Status {
@@ -45,6 +45,7 @@ Status Forward::start(const StepBatch& batch) {
     step_ = {batch.tokens, positions_, ranges_, sequences_, logit_rows_};
     RETURN_IF_ERROR(backend().begin_step(step_));
     if (hooks_ != nullptr) hooks_->on_begin(batch);
+    runner.experts().begin_step(batch.tokens);
     backend().embed(step_, *engine_.weights().embedding, rows(workspace_->h));
     return backend().status();
   };
@@ -59,6 +60,7 @@ Status Forward::describe(const StepBatch& batch) {
   sequences_.clear();
   positions_.clear();
   logit_rows_.clear();
+  guesses_.clear();
   hooks_ = batch.hooks;
   cancel_ = batch.cancel;
   const int num_rows = static_cast<int>(batch.tokens.size());
@@ -140,6 +142,12 @@ Status Forward::run_one_layer(Runner& runner, const LayerSpec& spec, const Layer
     backend.gated_ffn(step_, *weights.gate, *weights.up, *weights.down, normed,
                       rows(w.ffn_gate).col_slice(0, spec.ffn_width),
                       rows(w.ffn_up).col_slice(0, spec.ffn_width), h);
+    // The last dense layer looks ahead, too: from then on the drive has something to do.
+    const int next = next_layer_ + 1;
+    if (next < engine_.num_layers() && engine_.config().layers()[next].ffn == FfnKind::kMoe) {
+      look_ahead(runner, rows(w.h), rows(w.shared_out));
+      tell_guesses(runner);
+    }
   }
   return backend.status();
 }

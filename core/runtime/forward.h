@@ -27,7 +27,7 @@ class Forward {
   // Checks the batch, reserves its KV positions, takes the embedding. On error nothing has changed.
   // The batch's tokens, hooks and cancel token stay valid until the pass ends; a sequence takes
   // part in one pass at a time.
-  Status start(const StepBatch& batch);
+  Status start(Runner& runner, const StepBatch& batch);
   // Gives the reservations of an unfinished pass back: its sequences are as they were.
   void release();
 
@@ -58,8 +58,8 @@ class Forward {
   Status apply_selection_hooks(Runner& runner, const LayerSpec& spec);
   Status mixture_of_experts(Runner& runner, const LayerSpec& spec, const LayerWeights& weights);
   Status route(Runner& runner, const LayerSpec& spec, const LayerWeights& weights);
-  void look_ahead(Runner& runner, const TensorView& shared);
-  void tell_guesses(Runner& runner, int layer);
+  void look_ahead(Runner& runner, const TensorView& added, const TensorView& state);
+  void tell_guesses(Runner& runner);
   Status run_experts(Runner& runner, ExpertSet& set);
   Status finish(Runner& runner);
 

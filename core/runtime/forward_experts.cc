@@ -13,6 +13,7 @@ Status Forward::mixture_of_experts(Runner& runner, const LayerSpec& spec,
   Backend& backend = this->backend();
   Workspace& w = *workspace_;
   RETURN_IF_ERROR(route(runner, spec, weights));
+  tell_guesses(runner);  // of the dense layer before, if they were not ready then
   // 1. What is missing is asked for before anything else is computed.
   ASSIGN_OR_RETURN(const ExpertSetPtr set, runner.experts().demand(spec.index, w.plan.uses()));
   // 2. The shared expert, and with its output the look ahead, while the drive works.
@@ -23,7 +24,7 @@ Status Forward::mixture_of_experts(Runner& runner, const LayerSpec& spec,
                       rows(w.ffn_gate).col_slice(0, spec.shared_width),
                       rows(w.ffn_up).col_slice(0, spec.shared_width), shared);
   }
-  look_ahead(runner, shared);
+  look_ahead(runner, shared, rows(w.h));  // free until the experts are combined
   // 3. Experts in whatever order they come; their sum in ascending id.
   if (Status status = run_experts(runner, *set); !status.ok()) {
     (void)backend.finish();  // nothing may still read what the set gives back
@@ -51,13 +52,15 @@ Status Forward::route(Runner& runner, const LayerSpec& spec, const LayerWeights&
     std::copy(forced.begin(), forced.end(), mailbox.weights.begin());
     hooks_->on_routes(spec.index, mailbox);
   }
+  runner.experts().note_choices(spec.index, step_.tokens, mailbox.experts);
   w.plan.build(mailbox, ranges_, step_.num_rows());
   return {};
 }
 
-// The routers of the next MoE layers on the current residual, the shared expert's output added and
-// those layers' attention left out: what tell_guesses() passes on once the mailbox is filled.
-void Forward::look_ahead(Runner& runner, const TensorView& shared) {
+// The routers of the next MoE layers on the current residual with `added` (the output of the shared
+// expert, or of the dense layer before the first MoE layer; empty: nothing), those layers'
+// attention left out: what tell_guesses() passes on once the mailbox is filled. `state` is scratch.
+void Forward::look_ahead(Runner& runner, const TensorView& added, const TensorView& state) {
   guesses_.clear();
   const int wanted =
       std::max(runner.experts().num_ranked_guesses(), hooks_ ? hooks_->num_ranked_wanted() : 0);
@@ -66,7 +69,6 @@ void Forward::look_ahead(Runner& runner, const TensorView& shared) {
   Workspace& w = *workspace_;
   const std::span<const LayerSpec> layers = engine_.config().layers();
   const float eps = engine_.config().rms_norm_eps;
-  const TensorView state = rows(w.h);  // free until the experts are combined
   bool copied = false;
   int lead = 0;
   for (int layer = next_layer_ + 1; layer < engine_.num_layers() && lead < kMaxLead; ++layer) {
@@ -76,9 +78,9 @@ void Forward::look_ahead(Runner& runner, const TensorView& shared) {
     const LayerWeights& weights = engine_.weights().layers[layer];
     const TensorView normed = rows(w.look_ahead);
     if (!copied) backend.copy(state, rows(w.residual));
-    if (!copied && !shared.empty()) {
-      backend.add_rms_norm(step_, shared, state, /*first=*/false,
-                           weights.post_attention_norm.view(), eps, normed);
+    if (!copied && !added.empty()) {
+      backend.add_rms_norm(step_, added, state, /*first=*/false, weights.post_attention_norm.view(),
+                           eps, normed);
     } else {
       backend.rms_norm(step_, state, weights.post_attention_norm.view(), eps, normed);
     }
@@ -93,19 +95,20 @@ void Forward::look_ahead(Runner& runner, const TensorView& shared) {
     const RouteMailbox mailbox = {{w.guessed_experts.view().row<std::int32_t>(first), count},
                                   {w.guessed_weights.view().row<float>(first), count}};
     backend.route(step_, {ranking, logits, weights.router_bias.view(), {}, mailbox});
-    guesses_.push_back({spec.index, lead, step_.num_rows(), ranking.top_k, mailbox.experts});
+    guesses_.push_back({layers[next_layer_].index, spec.index, lead, step_.num_rows(),
+                        ranking.top_k, mailbox.experts});
   }
   guesses_ready_ = backend.record();
 }
 
 // Passes the guesses on, once the backend has written them.
-void Forward::tell_guesses(Runner& runner, int layer) {
+void Forward::tell_guesses(Runner& runner) {
   if (guesses_.empty() || !backend().done(guesses_ready_)) return;
   for (const LookAhead& guesses : guesses_) {
     LookAhead forced;
     if (hooks_ != nullptr) {
-      hooks_->on_look_ahead(layer, guesses);
-      forced = hooks_->forced_look_ahead(layer, guesses.lead);
+      hooks_->on_look_ahead(guesses);
+      forced = hooks_->forced_look_ahead(guesses.layer, guesses.lead);
     }
     runner.experts().hint(forced.num_ranked > 0 ? forced : guesses);
   }
@@ -115,9 +118,8 @@ void Forward::tell_guesses(Runner& runner, int layer) {
 Status Forward::run_experts(Runner& runner, ExpertSet& set) {
   Backend& backend = this->backend();
   Workspace& w = *workspace_;
-  const int layer = engine_.config().layers()[next_layer_].index;
   while (!set.exhausted()) {
-    tell_guesses(runner, layer);
+    tell_guesses(runner);
     const std::size_t ready = set.take_ready(w.parts);
     if (ready > 0) {
       backend.experts(step_, {rows(w.normed),
@@ -139,7 +141,7 @@ Status Forward::run_experts(Runner& runner, ExpertSet& set) {
   }
   // The leases end with the set: what was enqueued must have read the experts by then.
   RETURN_IF_ERROR(runner.wait(backend, backend.record(), cancel_));
-  tell_guesses(runner, layer);
+  tell_guesses(runner);
   return {};
 }
 

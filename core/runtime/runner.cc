@@ -126,7 +126,7 @@ Result<ForwardPtr> Runner::begin(const StepBatch& batch) {
   ForwardPtr forward(lent, ReturnForward{this});
   StepBatch hooked = batch;
   if (hooked.hooks == nullptr) hooked.hooks = hooks_;
-  RETURN_IF_ERROR(forward->start(hooked));
+  RETURN_IF_ERROR(forward->start(*this, hooked));
   return forward;
 }
 

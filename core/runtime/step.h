@@ -44,10 +44,10 @@ class StepHooks {
   // Experts per row that the look-ahead gate ranks for on_look_ahead(); 0: not wanted. At most
   // kMaxRankedGuesses.
   virtual int num_ranked_wanted() { return 0; }
-  // What the gate in `layer` says of a later one.
-  virtual void on_look_ahead(int /*layer*/, const LookAhead& /*guesses*/) {}
-  // What the provider is told instead, the gate having been computed all the same; num_ranked 0:
-  // what the gate said.
+  // What the look-ahead gate says of a later layer.
+  virtual void on_look_ahead(const LookAhead& /*guesses*/) {}
+  // What the provider is told of `layer` instead, the gate having been computed all the same;
+  // num_ranked 0: what the gate said.
   virtual LookAhead forced_look_ahead(int /*layer*/, int /*lead*/) { return {}; }
 
   // Positions, ascending, that `row` attends to in `layer`; empty: the indexer chooses.

@@ -28,13 +28,12 @@ class ListeningExperts final : public ExpertProvider {
       : inner_(std::move(inner)), num_ranked_(num_ranked) {}
 
   Result<ExpertSetPtr> demand(int layer, std::span<const ExpertUse> uses) override {
-    current_layer_ = layer;
     hits_[layer] += static_cast<std::int64_t>(uses.size());
     return inner_->demand(layer, uses);
   }
   int num_ranked_guesses() const override { return num_ranked_; }
   void hint(const LookAhead& guesses) override {
-    told.push_back({current_layer_,
+    told.push_back({guesses.from,
                     guesses.layer,
                     guesses.lead,
                     guesses.num_rows,
@@ -54,7 +53,6 @@ class ListeningExperts final : public ExpertProvider {
  private:
   std::unique_ptr<ExpertProvider> inner_;
   int num_ranked_;
-  int current_layer_ = -1;
   std::map<int, std::int64_t> hits_;
 };
 
@@ -64,12 +62,12 @@ class Hooks final : public StepHooks {
   void on_routes(int layer, const RouteMailbox& routes) override {
     chosen[layer].assign(routes.experts.begin(), routes.experts.end());
   }
-  void on_look_ahead(int layer, const LookAhead& guesses) override {
-    seen.emplace_back(layer, guesses.layer);
+  void on_look_ahead(const LookAhead& guesses) override {
+    seen.emplace_back(guesses.from, guesses.layer);
   }
-  LookAhead forced_look_ahead(int /*layer*/, int lead) override {
-    if (!forced.empty() && lead == 1) return {1, lead, 1, static_cast<int>(forced.size()), forced};
-    return {};
+  LookAhead forced_look_ahead(int layer, int lead) override {
+    if (forced.empty() || lead != 1) return {};
+    return {layer - 1, layer, lead, 1, static_cast<int>(forced.size()), forced};
   }
 
   int wanted = 0;
@@ -104,10 +102,11 @@ TEST(LookAheadTest, EveryLayerTellsOfTheNextTwoAndNothingElseChanges) {
   const std::vector<TokenId> tokens = random_tokens(6, with.engine.config().vocab_size, 1);
   EXPECT_EQ(with.run(tokens), without.run(tokens));
   EXPECT_TRUE(without.experts->told.empty());
-  // Layers 1, 2, 3 have experts: 1 tells of 2 and 3, 2 of 3.
-  ASSERT_EQ(with.experts->told.size(), 3u);
-  const int expected[3][3] = {{1, 2, 1}, {1, 3, 2}, {2, 3, 1}};
-  for (int i = 0; i < 3; ++i) {
+  // Layers 1, 2, 3 have experts: 1 tells of 2 and 3, 2 of 3; and 0, the last dense layer, of 1
+  // and 2.
+  ASSERT_EQ(with.experts->told.size(), 5u);
+  const int expected[5][3] = {{0, 1, 1}, {0, 2, 2}, {1, 2, 1}, {1, 3, 2}, {2, 3, 1}};
+  for (int i = 0; i < 5; ++i) {
     const auto& told = with.experts->told[i];
     EXPECT_EQ(told.at_layer, expected[i][0]);
     EXPECT_EQ(told.layer, expected[i][1]);
@@ -150,8 +149,8 @@ TEST(LookAheadTest, HooksSeeItWhenTheProviderDoesNotAsk) {
   Hooks hooks;
   hooks.wanted = 4;
   setup.run(random_tokens(2, setup.engine.config().vocab_size, 3), &hooks);
-  EXPECT_EQ(hooks.seen, (std::vector<std::pair<int, int>>{{1, 2}, {1, 3}, {2, 3}}));
-  ASSERT_EQ(setup.experts->told.size(), 3u);
+  EXPECT_EQ(hooks.seen, (std::vector<std::pair<int, int>>{{0, 1}, {0, 2}, {1, 2}, {1, 3}, {2, 3}}));
+  ASSERT_EQ(setup.experts->told.size(), 5u);
   EXPECT_EQ(setup.experts->told[0].num_ranked, 4);
 }
 
@@ -160,7 +159,7 @@ TEST(LookAheadTest, ForcedGuessesTakeThePlaceOfTheGates) {
   Hooks hooks;
   hooks.forced = {7, 2};
   setup.run(random_tokens(1, setup.engine.config().vocab_size, 4), &hooks);
-  ASSERT_EQ(setup.experts->told.size(), 3u);
+  ASSERT_EQ(setup.experts->told.size(), 5u);
   EXPECT_EQ(setup.experts->told[0].experts, hooks.forced);
   EXPECT_EQ(setup.experts->told[1].num_ranked, 4);  // lead 2: not forced
 }
@@ -170,8 +169,8 @@ TEST(LookAheadTest, LateEventsTellTheSame) {
   Listened late(5, std::make_unique<test::LateBackend>(std::make_unique<ReferenceBackend>(), 3));
   const std::vector<TokenId> tokens = random_tokens(6, late.engine.config().vocab_size, 5);
   EXPECT_EQ(late.run(tokens), at_once.run(tokens));
-  ASSERT_EQ(late.experts->told.size(), 3u);
-  for (int i = 0; i < 3; ++i) {
+  ASSERT_EQ(late.experts->told.size(), 5u);
+  for (int i = 0; i < 5; ++i) {
     EXPECT_EQ(late.experts->told[i].experts, at_once.experts->told[i].experts);
   }
 }

@@ -197,7 +197,7 @@ class DecodeModel {
       const auto next = static_cast<std::size_t>(layer) + 1;
       const bool hint = manager_->num_ranked_guesses() > 0 && next < num_layers;
       run(layer, num_rows_of, options_.prefill_row_us, [&] {
-        if (hint) manager_->hint({layer + 1, 1, num_rows, num_ranked, guesses[next]});
+        if (hint) manager_->hint({layer, layer + 1, 1, num_rows, num_ranked, guesses[next]});
       });
     }
     return static_cast<double>(clock_.now_us() - begin_us);
@@ -274,7 +274,7 @@ class DecodeModel {
       clock_.advance(options_.gate_us);
       auto& gate = options_.gates_know_nothing ? noise_ : router_;
       const auto experts = gate.guessed(layer + lead, lead, num_ranked);
-      manager_->hint({layer + lead, lead, 1, num_ranked, experts});
+      manager_->hint({layer, layer + lead, lead, 1, num_ranked, experts});
     }
   }
 

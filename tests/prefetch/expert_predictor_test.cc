@@ -19,10 +19,14 @@ class ExpertPredictorTest : public testing::Test {
  protected:
   // What is there: everybody but these.
   bool would_miss(ExpertId id) const { return absent_.contains(id); }
-  void look_ahead(int layer, int lead, std::vector<std::int32_t> experts, int num_rows = 1) {
+  void look_ahead(int layer, int lead, std::vector<std::int32_t> experts, int num_rows = 1,
+                  int from = 1) {
     const int num_ranked = static_cast<int>(experts.size()) / num_rows;
-    predictor_.look_ahead({layer, lead, num_rows, num_ranked, experts},
+    predictor_.look_ahead({from, layer, lead, num_rows, num_ranked, experts},
                           [this](ExpertId id) { return would_miss(id); });
+  }
+  void begin_step(std::vector<TokenId> tokens) {
+    predictor_.begin_step(tokens, [this](ExpertId id) { return would_miss(id); });
   }
   void turn(int layer, std::vector<int> experts, bool sweep = false) {
     std::vector<ExpertUse> uses(experts.size());
@@ -40,6 +44,49 @@ class ExpertPredictorTest : public testing::Test {
   ExpertPredictor predictor_{shapes_, kGrid, 0.2};
   std::set<ExpertId> absent_;
 };
+
+TEST_F(ExpertPredictorTest, ATokenThatComesAgainIsExpectedToChooseTheSameInTheFirstLayers) {
+  absent_ = {{1, 5}, {1, 6}, {1, 9}, {2, 3}, {4, 4}};
+  predictor_.note_choices(1, std::vector<TokenId>{42, 7}, std::vector<std::int32_t>{6, 5, 9, 1});
+  predictor_.note_choices(2, std::vector<TokenId>{42}, std::vector<std::int32_t>{3, 8});
+  predictor_.note_choices(4, std::vector<TokenId>{42}, std::vector<std::int32_t>{4, 1});
+  begin_step({42});
+  EXPECT_THAT(guessed(1), testing::ElementsAre(6, 5));
+  EXPECT_THAT(guessed(2), testing::ElementsAre(3));  // 8 is there
+  EXPECT_TRUE(guessed(4).empty());                   // the gates know better by then
+  begin_step({43});
+  EXPECT_TRUE(guessed(1).empty());
+  begin_step({43, 7});
+  EXPECT_THAT(guessed(1), testing::ElementsAre(9));
+}
+
+TEST_F(ExpertPredictorTest, WhatATokenChoseLosesItsWorthWhereItIsWrong) {
+  absent_ = {{1, 5}, {1, 6}};
+  for (int i = 0; i < 200; ++i) {
+    begin_step({42});
+    predictor_.note_choices(1, std::vector<TokenId>{42}, std::vector<std::int32_t>{5, 6 + i % 2});
+    turn(1, {5, 6 + i % 2});
+    turn(2, {1});
+    turn(4, {1});
+  }
+  EXPECT_GT(predictor_.worth(Voter::kToken, 0), 0.95);
+  EXPECT_LT(predictor_.worth(Voter::kToken, 1), 0.1);
+}
+
+// What is guessed before the first layer with experts is worth something of its own, and less than
+// what is guessed there.
+TEST_F(ExpertPredictorTest, GuessesMadeBeforeTheFirstLayer) {
+  absent_ = {{1, 5}, {2, 3}, {2, 7}};
+  look_ahead(1, 1, {5}, 1, /*from=*/0);
+  look_ahead(2, 2, {3}, 1, /*from=*/0);
+  EXPECT_THAT(guessed(1), testing::ElementsAre(5));
+  EXPECT_THAT(guessed(2), testing::ElementsAre(3));
+  turn(1, {6});
+  EXPECT_LT(predictor_.worth(Voter::kBeforeFirst, 0), 0.6);
+  EXPECT_NEAR(predictor_.worth(Voter::kNextLayer, 0), 0.7, 1e-6);
+  look_ahead(2, 1, {7});
+  EXPECT_THAT(guessed(2), testing::ElementsAre(7));
+}
 
 TEST_F(ExpertPredictorTest, GuessesWhatIsAbsentInTheOrderOfItsRanks) {
   absent_ = {{2, 7}, {2, 3}, {2, 9}};

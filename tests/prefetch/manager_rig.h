@@ -89,7 +89,7 @@ class ManagerRig {
     begin(layer, uses);
     for (const Hint& hint : hints_) {
       const int num_ranked = static_cast<int>(hint.experts.size()) / hint.num_rows;
-      manager_->hint({hint.layer, hint.lead, hint.num_rows, num_ranked, hint.experts});
+      manager_->hint({layer, hint.layer, hint.lead, hint.num_rows, num_ranked, hint.experts});
     }
     hints_.clear();
     int idle_rounds = 0, num_taken = 0;

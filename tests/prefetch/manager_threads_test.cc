@@ -124,7 +124,7 @@ TEST_P(ManagerUnderLoad, NobodyReadsWhatIsNotThere) {
       const ExpertSetPtr set = manager->demand(layer, uses).value();
       std::vector<std::int32_t> guesses;
       for (int i = 0; i < 8; ++i) guesses.push_back(static_cast<std::int32_t>(random() % kExperts));
-      manager->hint({(layer + 1) % kLayers, 1, 1, 8, guesses});
+      manager->hint({layer, (layer + 1) % kLayers, 1, 1, 8, guesses});
       const bool give_up = random() % 16 == 0;
       std::vector<ExpertPart> parts(16);
       int before = workers.num_good();

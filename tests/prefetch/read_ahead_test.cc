@@ -207,7 +207,7 @@ TEST(ReadAhead, ADemandThatNeedsTheSlotsTakesThemBack) {
   {
     const auto uses = rig.uses({1});
     const ExpertSetPtr set = rig.manager().demand(1, uses).value();
-    rig.manager().hint({2, 1, 1, 3, std::vector<std::int32_t>{7, 8, 9}});
+    rig.manager().hint({1, 2, 1, 1, 3, std::vector<std::int32_t>{7, 8, 9}});
     rig.manager().pump();
     rig.note_demanded(1);
   }

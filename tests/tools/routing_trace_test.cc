@@ -39,6 +39,7 @@ RoutingTrace small_trace(int tokens, int first_step = 0) {
     }
     trace.purpose.push_back(t == 0 ? Purpose::kPrefill : Purpose::kDecode);
     trace.step.push_back(first_step + t);
+    trace.token_ids.push_back(100 + t);
   }
   return trace;
 }
@@ -78,6 +79,7 @@ TEST(RoutingTrace, ComesBackFromItsFile) {
   EXPECT_EQ(read->guesses, whole.guesses);
   EXPECT_EQ(read->purpose, whole.purpose);
   EXPECT_EQ(read->step, whole.step);
+  EXPECT_EQ(read->token_ids, whole.token_ids);
   EXPECT_THAT(read->chosen(4, 1), ElementsAre(0, 3));
   EXPECT_THAT(read->guessed(2, 1, 0), ElementsAre(0, 1, kNoGuess));
   EXPECT_EQ(read->place_of(7), 1);
@@ -98,11 +100,12 @@ TEST(RoutingTrace, HoldsTheTensorsThatItsDrawingSays) {
                                     storage::stored_type_info(entry.type).name,
                                     ::testing::PrintToString(entry.shape)));
   }
-  EXPECT_THAT(described, ::testing::UnorderedElementsAre(
-                             "experts I16 { 6, 2, 2 }", "guess1 I16 { 6, 2, 3 }",
-                             "guess2 I16 { 6, 2, 3 }", "purpose U8 { 6 }", "step I32 { 6 }"));
+  EXPECT_THAT(described,
+              ::testing::UnorderedElementsAre("experts I16 { 6, 2, 2 }", "guess1 I16 { 6, 2, 3 }",
+                                              "guess2 I16 { 6, 2, 3 }", "purpose U8 { 6 }",
+                                              "step I32 { 6 }", "token I32 { 6 }"));
   EXPECT_EQ(header->metadata.at("layers"), "3,7");
-  EXPECT_EQ(header->metadata.at("version"), "1");
+  EXPECT_EQ(header->metadata.at("version"), "2");
 }
 
 TEST(RoutingTrace, IdsThatMakeNoSenseAreRefused) {
@@ -122,6 +125,7 @@ TEST(RoutingTrace, IdsThatMakeNoSenseAreRefused) {
   EXPECT_THAT(with([](RoutingTrace& t) { t.guesses[0][0] = -2; }), HasSubstr("-2 is not"));
   EXPECT_THAT(with([](RoutingTrace& t) { t.step[3] = 1; }), HasSubstr("\"step\" falls"));
   EXPECT_THAT(with([](RoutingTrace& t) { t.step[0] = -1; }), HasSubstr("\"step\" falls"));
+  EXPECT_THAT(with([](RoutingTrace& t) { t.token_ids[4] = -7; }), HasSubstr("-7 is no token id"));
   EXPECT_THAT(with([](RoutingTrace& t) { t.purpose[2] = static_cast<Purpose>(2); }),
               HasSubstr("purpose 2 is neither 0 nor 1"));
   EXPECT_THAT(with([](RoutingTrace& t) { t.layers = {3, 3}; }), HasSubstr("metadata \"layers\""));
@@ -145,7 +149,7 @@ TEST(RoutingTrace, FilesOfOtherKindsAreRefused) {
     return read_error(path);
   };
   std::map<std::string, std::string> metadata = {{"format", "stoker-routing-trace"},
-                                                 {"version", "1"},
+                                                 {"version", "2"},
                                                  {"layers", "0"},
                                                  {"num_experts", "4"},
                                                  {"top_k", "1"},
@@ -160,8 +164,8 @@ TEST(RoutingTrace, FilesOfOtherKindsAreRefused) {
   EXPECT_THAT(error_of_file({step, purpose, {"experts", StoredType::kI32, {2, 1, 1}}}, metadata),
               HasSubstr("is I32"));
   EXPECT_THAT(error_of_file({purpose, experts}, metadata), HasSubstr("\"step\" [T]"));
-  metadata["version"] = "2";
-  EXPECT_THAT(error_of_file({step}, metadata), HasSubstr("version 2; this program reads"));
+  metadata["version"] = "1";
+  EXPECT_THAT(error_of_file({step}, metadata), HasSubstr("version 1; this program reads"));
   metadata["format"] = "pt";
   EXPECT_THAT(error_of_file({step}, metadata), HasSubstr("format \"pt\""));
   metadata.erase("format");

@@ -204,12 +204,12 @@ TEST(WithPredictor, GuessesWhatItSays) {
   const RoutingTrace previous = with_predictor(trace, Predictor::kPrevious);
   EXPECT_EQ(perfect.num_ranked, 8);
   for (int token = 0; token < 4; ++token) {
-    EXPECT_TRUE(std::ranges::equal(perfect.guessed(2, token, 1), trace.chosen(token, 3)));
-    EXPECT_EQ(perfect.guessed(2, token, 4)[0], kNoGuess);
+    EXPECT_TRUE(std::ranges::equal(perfect.guessed(2, token, 3), trace.chosen(token, 3)));
+    EXPECT_EQ(perfect.guessed(2, token, 0)[0], kNoGuess);
     if (token == 0) {
       EXPECT_EQ(previous.guessed(1, 0, 0)[0], kNoGuess);
     } else {
-      EXPECT_TRUE(std::ranges::equal(previous.guessed(1, token, 0), trace.chosen(token - 1, 1)));
+      EXPECT_TRUE(std::ranges::equal(previous.guessed(1, token, 1), trace.chosen(token - 1, 1)));
     }
   }
   EXPECT_EQ(with_predictor(trace, Predictor::kGate).guesses, trace.guesses);

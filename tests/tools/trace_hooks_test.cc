@@ -74,11 +74,13 @@ TEST_F(TraceHooks, ARecordedRunForcedGivesTheSameBits) {
   EXPECT_EQ(trace.num_ranked, 12);  // no more experts than there are
   for (int token = 0; token < 20; ++token) {
     // 8 of the 12 experts lie in the groups that a token may choose from.
-    EXPECT_NE(trace.guessed(1, token, 0)[7], kNoGuess);
-    EXPECT_EQ(trace.guessed(1, token, 0)[8], kNoGuess);
-    EXPECT_NE(trace.guessed(2, token, 0)[0], kNoGuess);
-    EXPECT_THAT(trace.guessed(2, token, 1), Each(kNoGuess));
-    EXPECT_THAT(trace.guessed(1, token, 2), Each(kNoGuess));
+    for (int place = 0; place < 3; ++place) {
+      EXPECT_NE(trace.guessed(1, token, place)[7], kNoGuess);
+      EXPECT_EQ(trace.guessed(1, token, place)[8], kNoGuess);
+    }
+    EXPECT_THAT(trace.guessed(2, token, 0), Each(kNoGuess));
+    EXPECT_NE(trace.guessed(2, token, 1)[0], kNoGuess);
+    EXPECT_NE(trace.guessed(2, token, 2)[0], kNoGuess);
   }
 
   // Through the file, and with steps cut differently.
@@ -129,18 +131,19 @@ TEST_F(TraceHooks, AForcedRunTakesExpertsAndGuessesInOrderAndStartsAgain) {
   feed(std::span(tokens).first(6), Purpose::kPrefill, hooks);
   feed(std::span(tokens).subspan(6, 3), Purpose::kDecode, hooks);  // tokens 6, 0, 1 of the trace
   const RoutingTrace& trace = forcer.trace();
-  const auto guesses_of = [&](int lead, const std::vector<int>& rows) {
+  const auto guesses_of = [&](int lead, int place, const std::vector<int>& rows) {
     std::vector<std::int32_t> all;
     for (const int row : rows) {
-      const auto guessed = trace.guessed(lead, row, 0);
+      const auto guessed = trace.guessed(lead, row, place);
       all.insert(all.end(), guessed.begin(), guessed.end());
     }
     return all;
   };
-  EXPECT_EQ((hints_[{2, 1}]), guesses_of(1, {6, 0, 1}));
-  EXPECT_EQ((hints_[{3, 2}]), guesses_of(2, {6, 0, 1}));
+  EXPECT_EQ((hints_[{1, 1}]), guesses_of(1, 0, {6, 0, 1}));
+  EXPECT_EQ((hints_[{2, 1}]), guesses_of(1, 1, {6, 0, 1}));
+  EXPECT_EQ((hints_[{3, 2}]), guesses_of(2, 2, {6, 0, 1}));
   feed(std::span(tokens).subspan(9, 1), Purpose::kDecode, hooks);
-  EXPECT_EQ((hints_[{2, 1}]), guesses_of(1, {2}));
+  EXPECT_EQ((hints_[{2, 1}]), guesses_of(1, 1, {2}));
   const RoutingTrace ran = recorder.trace();
   for (int row = 0; row < 10; ++row) {
     for (int place = 0; place < 3; ++place) {
@@ -169,8 +172,8 @@ TEST_F(TraceHooks, AFailedStepLeavesNothingAndUsesNothingUp) {
   EXPECT_EQ(recorder.trace().step, (std::vector<std::int32_t>{0, 0}));
   feed(tokens, Purpose::kDecode, forcer);
   EXPECT_EQ(std::vector<std::int32_t>(hints_[{2, 1}].begin(), hints_[{2, 1}].begin() + 6),
-            std::vector<std::int32_t>(forcer.trace().guessed(1, 0, 0).begin(),
-                                      forcer.trace().guessed(1, 0, 0).end()));
+            std::vector<std::int32_t>(forcer.trace().guessed(1, 0, 1).begin(),
+                                      forcer.trace().guessed(1, 0, 1).end()));
 }
 
 TEST_F(TraceHooks, TheRecorderStopsAtItsBound) {
