@@ -1,4 +1,4 @@
-// Many-row products by oneDNN, on tiles of one fixed shape: 64 rows x 64 outputs x all inputs. The
+// Many-row products by oneDNN, on tiles of one fixed shape: 32 rows x 64 outputs x all inputs. The
 // only file that knows oneDNN.
 //
 // A tile is computed by the thread that asks (OpenMP is told to use one), with the same primitive
@@ -18,7 +18,7 @@
 
 namespace stoker::cpu {
 
-inline constexpr int kMatmulRows = 64;
+inline constexpr int kMatmulRows = 32;
 
 class PanelMatmul {
  public:
@@ -32,7 +32,7 @@ class PanelMatmul {
 
   // Creates what run() needs for `depth` inputs of `dtype`, if it is not there yet. Driver thread.
   Status prepare(std::int64_t depth, DType dtype);
-  // out [64, 64] F32 = x [64, depth] . panel, the panel as Kernels::decode_panel writes it for
+  // out [32, 64] F32 = x [32, depth] . panel, the panel as Kernels::decode_panel writes it for
   // `dtype`, x dense of the same dtype. Requires: prepare(depth, dtype). Any worker.
   void run(int worker, std::int64_t depth, DType dtype, const void* x, void* panel, float* out);
 
