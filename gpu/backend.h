@@ -90,7 +90,8 @@ class CudaBackend final : public Backend {
   StepCache steps_;
   DeviceBuffer inv_freq_;
   // Scratch, written and read in stream order, so that one of each is enough.
-  DeviceBuffer scores_;         // F32 [rows at once, positions]
+  DeviceBuffer scores_;  // F32 [rows at once, positions]
+  DeviceBuffer attend_scratch_;
   DeviceBuffer routes_;         // experts, weights, forced [T, top_k] each
   DeviceBuffer combine_slots_;  // slots, weights [T, top_k] each
   DeviceBuffer upload_;         // parts of experts that lie in host memory

@@ -1,0 +1,34 @@
+// The steps of absorbed attention on tensor cores, for BF16 and the latent dimensions that all
+// published models with multi-head latent attention share.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "gpu/launch.h"
+
+namespace stoker::gpu {
+
+inline constexpr int kLatentDim = 512;
+inline constexpr int kLatentRope = 64;
+inline constexpr int kLatentWidth = kLatentDim + kLatentRope;  // of a cached row
+inline constexpr int kSplitKeys = 512;  // fewest keys for which a second block is worth a merge
+inline constexpr int kMostSplits = 16;  // bounds the memory for sums of splits
+
+// Rows [row_begin, + num_rows) of `rows`.
+struct AttendLatentParams {
+  AttendRowsParams rows;
+  int row_begin, num_rows;
+  int max_splits;       // of a row
+  bf16* queries;        // [num_rows, num_heads, kLatentWidth]; results take the place of latents
+  float* split_sums;    // [num_rows, max_splits, num_heads, kLatentDim]
+  float2* split_stats;  // [num_rows, max_splits, num_heads] highest score, sum of weights
+};
+
+// queries = q_nope . Wk beside q_rope
+Status launch_absorb_queries(const AttendLatentParams& params, const Stream& stream);
+// queries = softmax over the visible keys, times their latents
+Status launch_attend_latent(const AttendLatentParams& params, const Stream& stream);
+// out = queries . Wv
+Status launch_project_values(const AttendLatentParams& params, const Stream& stream);
+
+}  // namespace stoker::gpu
