@@ -48,6 +48,8 @@ struct Layout {
   static constexpr int kHeads = kHeadTiles * kMmaM;
   static constexpr int kKeyWarps = kWarps / kHeadTiles;        // warps that share a head tile
   static constexpr int kWarpKeyTiles = kKeyTiles / kKeyWarps;  // of the scores
+  // Few sums leave registers for a warp's queries.
+  static constexpr bool kHoldsQueries = kHeadTiles == 1;
   static int shared_bytes(int num_stages) {
     const int values = (kHeads + num_stages * kTileKeys) * kLatentWidth + kHeads * kTileKeys;
     const int floats = (kKeyWarps + kKeyTiles + 1) * kHeads;
@@ -91,27 +93,29 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
     const int i = begin + tile * kTileKeys + warp * 8 + matrix_row;
     return i < end ? static_cast<int>(cache_row(pages, visible.position(i))) : -1;
   };
-  const auto load_tile = [&](int tile, int found) {
-    const unsigned to = keys + tile % num_stages * kStageBytes + warp * 8 * kRowBytes;
-    const auto* cache = static_cast<const bf16*>(p.cache.data) + lane * kChunk;
+  int found = find_rows(0);  // of the tile to load next
+  const auto load_key = [&](int tile, int key) {
+    const int at = __shfl_sync(kAllLanes, found, key);
+    const bf16* from =
+        static_cast<const bf16*>(p.cache.data) + max(at, 0) * p.cache.row_stride + lane * kChunk;
+    const unsigned to = keys + tile % num_stages * kStageBytes + warp * 8 * kRowBytes +
+                        swizzled(key, lane, kLatentWidth);
 #pragma unroll
-    for (int key = 0; key < 8; ++key) {
-      const int at = __shfl_sync(kAllLanes, found, key);
-      const bf16* from = cache + max(at, 0) * p.cache.row_stride;
-      const unsigned chunk = to + swizzled(key, lane, kLatentWidth);
-#pragma unroll
-      for (int i = 0; i < kChunks; i += kWarp) {
-        if (i + lane < kChunks) copy_async(chunk + i * kChunkBytes, from + i * kChunk, at >= 0);
-      }
+    for (int i = 0; i < kChunks; i += kWarp) {
+      if (i + lane < kChunks) copy_async(to + i * kChunkBytes, from + i * kChunk, at >= 0);
     }
+  };
+  const auto load_tile = [&](int tile) {
+#pragma unroll
+    for (int key = 0; key < 8; ++key) load_key(tile, key);
+    found = find_rows(tile + 1);
   };
   for (int i = thread; i < L::kHeads * kChunks; i += kThreads) {
     const int head = i / kChunks, chunk = i % kChunks;
     copy_async(queries + swizzled(head, chunk, kLatentWidth),
                a.queries + (scratch_row + head) * kLatentWidth + chunk * kChunk);
   }
-  load_tile(0, find_rows(0));
-  int found = find_rows(1);
+  load_tile(0);
 
   // Byte offsets of chunks within eight, for rows whose index modulo 8 is matrix_row: of two
   // matrices side by side (and two below each other), and of four side by side.
@@ -124,6 +128,16 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
   const int head_tile = warp / L::kKeyWarps, key_warp = warp % L::kKeyWarps;
   const int head_of_half[2] = {head_tile * kMmaM + group, head_tile * kMmaM + group + 8};
   const unsigned query_rows = queries + (head_tile * kMmaM + pair_row) * kRowBytes;
+  constexpr int kHeld = L::kHoldsQueries ? kChunks / 2 : 1;
+  unsigned held[kHeld][4];
+  if constexpr (L::kHoldsQueries) {
+    wait_for_copies();
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < kHeld; ++k) {
+      load_matrices(held[k], query_rows + k / 4 * 8 * kChunkBytes + pair_at[k % 4]);
+    }
+  }
   const unsigned weight_rows = shared_address(weights) + pair_row * kWeightRowBytes;
   const float scale = p.dims.softmax_scale * kLog2E;
   float highest[2] = {-INFINITY, -INFINITY};  // of the warp's heads, in powers of two
@@ -132,23 +146,26 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
   for (int tile = 0; tile < num_tiles; ++tile) {
     wait_for_copies();
     __syncthreads();
-    if (num_stages > 1 && tile + 1 < num_tiles) {
-      load_tile(tile + 1, found);
-      found = find_rows(tile + 2);
-    }
+    const bool ahead = num_stages > 1 && tile + 1 < num_tiles;
     const unsigned tile_keys = keys + tile % num_stages * kStageBytes;
 
-    // 1. Scores, even and odd steps of k apart: half as long a chain.
+    // 1. Scores, even and odd steps of k apart: half as long a chain. The next tile is asked for
+    // on the way.
     float scores[2][L::kWarpKeyTiles][4] = {};
     const unsigned key_rows =
         tile_keys + (key_warp * L::kWarpKeyTiles * kMmaN + matrix_row) * kRowBytes;
 #pragma unroll
     for (int k = 0; k < kChunks; k += 8) {
+      if (ahead && k < 64) load_key(tile + 1, k / 8);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        unsigned even[4], odd[4];
-        load_matrices(even, query_rows + k * kChunkBytes + pair_at[2 * i]);
-        load_matrices(odd, query_rows + k * kChunkBytes + pair_at[2 * i + 1]);
+        unsigned loaded[2][4];
+        if constexpr (!L::kHoldsQueries) {
+          load_matrices(loaded[0], query_rows + k * kChunkBytes + pair_at[2 * i]);
+          load_matrices(loaded[1], query_rows + k * kChunkBytes + pair_at[2 * i + 1]);
+        }
+        const auto& even = L::kHoldsQueries ? held[(k / 2 + 2 * i) % kHeld] : loaded[0];
+        const auto& odd = L::kHoldsQueries ? held[(k / 2 + 2 * i + 1) % kHeld] : loaded[1];
 #pragma unroll
         for (int n = 0; n < L::kWarpKeyTiles; ++n) {
           unsigned b[4];
@@ -158,6 +175,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
         }
       }
     }
+    if (ahead) found = find_rows(tile + 2);
     float above[2] = {highest[0], highest[1]};
 #pragma unroll
     for (int n = 0; n < L::kWarpKeyTiles; ++n) {
@@ -219,6 +237,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
 #pragma unroll
     for (int m = 0; m < kHeadTiles; ++m) {
       const float factor[2] = {shrinks[m * kMmaM + group], shrinks[m * kMmaM + group + 8]};
+      if (__all_sync(kAllLanes, factor[0] == 1.0f && factor[1] == 1.0f)) continue;
 #pragma unroll
       for (auto& sum : sums[m]) {
 #pragma unroll
@@ -246,8 +265,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
     }
     if (num_stages == 1 && tile + 1 < num_tiles) {
       __syncthreads();
-      load_tile(tile + 1, found);
-      found = find_rows(tile + 2);
+      load_tile(tile + 1);
     }
   }
 

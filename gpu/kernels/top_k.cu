@@ -1,6 +1,9 @@
 // Radix selection: the k-th largest key is found digit by digit by counting, then everything above
 // it is listed in order. A score is read three times; a fourth and fifth time only where more than
-// kCandidates of them share the highest digits of the k-th.
+// kCandidates of them share the highest digits of the k-th. Where the device has clusters, the
+// blocks of one share a long row: each takes a slice and reads the others' counts.
+#include <cooperative_groups.h>
+
 #include "gpu/error.h"
 #include "gpu/kernels/common/reduce.cuh"
 #include "gpu/kernels/common/rows.cuh"
@@ -16,21 +19,46 @@ constexpr int kDigits = 1 << kDigitBits;
 constexpr int kCandidates = 8192;
 constexpr int kSegment = 1 << 16;  // scores whose flags are held at once
 constexpr int kGroup = 4 * kWarp;  // scores that a warp reads at once, four to a lane
-constexpr int kGroups = kSegment / kGroup;
-static_assert(kDigits == 2 * kThreads && kWarps == kWarp && kGroups <= kThreads);
+constexpr int kWords = kSegment / 32;
+constexpr int kClusterBlocks = 8;
+constexpr int kWorthCluster = 1 << 14;  // scores of a row
+static_assert(kDigits == 2 * kThreads && kWarps == kWarp);
 
 struct Shared {
   int histogram[kDigits];
   int warp_sums[2][kWarps];
   std::uint32_t digit;
-  int rank;  // among the scores of that digit
+  int in_digit;  // scores of that digit
+  int rank;      // among them
   int num_candidates;
+  int num_above, num_ties;
   union {
     std::uint32_t candidates[kCandidates];
-    struct {  // bit l of component c: score 4 * l + c of the group
-      uint4 above[kGroups], ties[kGroups];
+    struct {  // a bit per score
+      std::uint32_t above[kWords], ties[kWords];
     } flags;
   };
+};
+
+// The blocks that share a row; one block where there are no clusters.
+struct Cluster {
+#if __CUDA_ARCH__ >= 900
+  __device__ static int size() {
+    return static_cast<int>(cooperative_groups::this_cluster().num_blocks());
+  }
+  __device__ static int rank() {
+    return static_cast<int>(cooperative_groups::this_cluster().block_rank());
+  }
+  __device__ static void sync() { cooperative_groups::this_cluster().sync(); }
+  __device__ static Shared& shared_of(Shared& own, int rank) {
+    return *cooperative_groups::this_cluster().map_shared_rank(&own, rank);
+  }
+#else
+  __device__ static int size() { return 1; }
+  __device__ static int rank() { return 0; }
+  __device__ static void sync() { __syncthreads(); }
+  __device__ static Shared& shared_of(Shared& own, int) { return own; }
+#endif
 };
 
 // Larger scores have larger keys; -0 and +0 have the same.
@@ -92,30 +120,37 @@ struct Threshold {
   int ties;
 };
 
-// Finds the digit of the `rank`-th largest counted key; s.histogram[digit] keys share it. Leaves
-// digit and rank in s, with the block in step.
+// Finds the digit of the `rank`-th largest key that the cluster's blocks counted. Leaves digit,
+// in_digit and rank in s, and the cluster in step.
 __device__ void find_digit(Shared& s, int rank) {
-  __syncthreads();
+  Cluster::sync();
   const int high = kDigits - 1 - 2 * static_cast<int>(threadIdx.x), low = high - 1;
-  const int num_high = s.histogram[high], num_low = s.histogram[low];
+  int num_high = 0, num_low = 0;
+  for (int block = 0; block < Cluster::size(); ++block) {
+    const Shared& counted = Cluster::shared_of(s, block);
+    num_high += counted.histogram[high];
+    num_low += counted.histogram[low];
+  }
   int total;
   const int before = sum_before(num_high + num_low, s.warp_sums[0], total);
   if (before < rank && rank <= before + num_high + num_low) {
     const bool is_high = rank <= before + num_high;
     s.digit = static_cast<std::uint32_t>(is_high ? high : low);
+    s.in_digit = is_high ? num_high : num_low;
     s.rank = rank - before - (is_high ? 0 : num_high);
   }
-  __syncthreads();
+  Cluster::sync();
 }
 
+// Of the scores of all blocks of the cluster; these `count` are this block's.
 __device__ Threshold kth_largest(Shared& s, const float* scores, int count, int k) {
   std::uint32_t prefix = 0;
   int known_bits = 0, rank = k;
   bool gathered = false;  // all keys with that prefix are among the candidates
+  if (threadIdx.x == 0) s.num_candidates = 0;
   while (true) {
     const int bits = min(kDigitBits, 32 - known_bits), shift = 32 - known_bits - bits;
     for (int i = static_cast<int>(threadIdx.x); i < kDigits; i += kThreads) s.histogram[i] = 0;
-    if (threadIdx.x == 0 && !gathered) s.num_candidates = 0;
     __syncthreads();
     const auto matches = [&](std::uint32_t key) {
       return known_bits == 0 || key >> (32 - known_bits) == prefix;
@@ -135,94 +170,116 @@ __device__ Threshold kth_largest(Shared& s, const float* scores, int count, int 
     rank = s.rank;
     known_bits += bits;
     if (known_bits == 32) return {prefix, rank};
-    if (!gathered && s.histogram[s.digit] <= kCandidates) {
+    if (!gathered && s.in_digit <= kCandidates) {
       gathered = true;
       for_each_key(scores, count, [&](std::uint32_t key) {
         if (matches(key)) s.candidates[atomicAdd(&s.num_candidates, 1)] = key;
       });
     }
-    __syncthreads();
   }
 }
 
-// One block per row.
+// One cluster per row.
 __global__ void __launch_bounds__(kThreads) top_k(TopKParams p) {
   __shared__ Shared s;
-  const std::int64_t row = p.row_begin + static_cast<std::int64_t>(blockIdx.x);
+  const int num_blocks = Cluster::size(), block = Cluster::rank();
+  const std::int64_t local_row = static_cast<int>(blockIdx.x) / num_blocks;
+  const std::int64_t row = p.row_begin + local_row;
   const int visible = p.positions[row] + 1;
   std::int32_t* count =
       static_cast<std::int32_t*>(p.out.counts.data) + row * p.out.counts.row_stride;
   if (visible <= p.top_k) {
-    if (threadIdx.x == 0) *count = -1;
+    if (threadIdx.x == 0 && block == 0) *count = -1;
     return;
   }
-  const float* scores = p.scores + blockIdx.x * p.score_stride;
-  const Threshold threshold = kth_largest(s, scores, visible, p.top_k);
+  const int slice = ((visible + num_blocks - 1) / num_blocks + kGroup - 1) / kGroup * kGroup;
+  const int slice_begin = min(block * slice, visible),
+            slice_end = min(slice_begin + slice, visible);
+  const float* scores = p.scores + local_row * p.score_stride;
+  const Threshold threshold =
+      kth_largest(s, scores + slice_begin, slice_end - slice_begin, p.top_k);
   std::int32_t* out =
       static_cast<std::int32_t*>(p.out.positions.data) + row * p.out.positions.row_stride;
 
-  // Positions in order, those above the threshold and the first few that equal it.
+  // Positions in order, those above the threshold and the first few that equal it. The slice of a
+  // block that is not alone fits a segment.
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
-  int above_before = 0, ties_before = 0;
-  for (int begin = 0; begin < visible; begin += kSegment) {
-    const int num_groups = min(kGroups, (visible - begin + kGroup - 1) / kGroup);
+  int above_before = 0, ties_before = 0, begin = slice_begin;
+  do {
+    const int end = min(begin + kSegment, slice_end),
+              num_groups = (end - begin + kGroup - 1) / kGroup;
     __syncthreads();  // candidates or flags before are done with
                       // 1. A bit per score.
 #pragma unroll 4
     for (int group = warp; group < num_groups; group += kWarps) {
       const int position = begin + group * kGroup + 4 * lane;
       float four[4] = {};
-      if (position + 3 < visible) {
+      if (position + 3 < end) {
         *reinterpret_cast<float4*>(four) =
             __ldg(reinterpret_cast<const float4*>(scores + position));
       } else {
-        for (int c = 0; c < 4 && position + c < visible; ++c) four[c] = scores[position + c];
+        for (int c = 0; c < 4 && position + c < end; ++c) four[c] = scores[position + c];
       }
-      std::uint32_t above[4], ties[4];
+      std::uint32_t above = 0, ties = 0;
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         const std::uint32_t key = order_key(four[c]);
-        const bool valid = position + c < visible;
-        above[c] = __ballot_sync(kAllLanes, valid && key > threshold.key);
-        ties[c] = __ballot_sync(kAllLanes, valid && key == threshold.key);
+        const std::uint32_t bit = position + c < end ? 1u << (lane % 8 * 4 + c) : 0u;
+        above |= key > threshold.key ? bit : 0u;
+        ties |= key == threshold.key ? bit : 0u;
       }
-      if (lane == 0) {
-        s.flags.above[group] = {above[0], above[1], above[2], above[3]};
-        s.flags.ties[group] = {ties[0], ties[1], ties[2], ties[3]};
+#pragma unroll
+      for (int step = 1; step < 8; step *= 2) {  // eight lanes make a word
+        above |= __shfl_xor_sync(kAllLanes, above, step);
+        ties |= __shfl_xor_sync(kAllLanes, ties, step);
+      }
+      if (lane % 8 == 0) {
+        s.flags.above[group * 4 + lane / 8] = above;
+        s.flags.ties[group * 4 + lane / 8] = ties;
       }
     }
     __syncthreads();
-    // 2. A thread takes a group and learns how many bits stand before it.
-    const uint4 none{};
-    const uint4 above = thread < num_groups ? s.flags.above[thread] : none;
-    const uint4 ties = thread < num_groups ? s.flags.ties[thread] : none;
-    const auto bits_in = [](const uint4& w) {
-      return __popc(w.x) + __popc(w.y) + __popc(w.z) + __popc(w.w);
-    };
+    // 2. A thread takes a few words and learns how many bits stand before them.
+    const int num_words = num_groups * 4, words_each = (num_words + kThreads - 1) / kThreads;
+    const int first = min(thread * words_each, num_words);
+    const int last = min(first + words_each, num_words);
+    int num_above = 0, num_ties = 0;
+    for (int word = first; word < last; ++word) {
+      num_above += __popc(s.flags.above[word]);
+      num_ties += __popc(s.flags.ties[word]);
+    }
     int all_above, all_ties;
-    int above_rank = above_before + sum_before(bits_in(above), s.warp_sums[0], all_above);
-    int tie_rank = ties_before + sum_before(bits_in(ties), s.warp_sums[1], all_ties);
-    // 3. Bits become positions.
-    const auto list = [&](std::uint32_t is_above, std::uint32_t is_tie, int position) {
-      if (is_above != 0) {
-        out[above_rank++ + min(tie_rank, threshold.ties)] = position;
-      } else if (is_tie != 0 && tie_rank++ < threshold.ties) {
-        out[above_rank + tie_rank - 1] = position;
+    int above_rank = above_before + sum_before(num_above, s.warp_sums[0], all_above);
+    int tie_rank = ties_before + sum_before(num_ties, s.warp_sums[1], all_ties);
+    if (num_blocks > 1) {
+      if (thread == 0) {
+        s.num_above = all_above;
+        s.num_ties = all_ties;
       }
-    };
-    std::uint32_t left = above.x | above.y | above.z | above.w | ties.x | ties.y | ties.z | ties.w;
-    for (; left != 0; left &= left - 1) {
-      const std::uint32_t bit = left & (0u - left);
-      const int position = begin + thread * kGroup + 4 * (__ffs(static_cast<int>(bit)) - 1);
-      list(above.x & bit, ties.x & bit, position);
-      list(above.y & bit, ties.y & bit, position + 1);
-      list(above.z & bit, ties.z & bit, position + 2);
-      list(above.w & bit, ties.w & bit, position + 3);
+      Cluster::sync();
+      for (int earlier = 0; earlier < block; ++earlier) {
+        above_rank += Cluster::shared_of(s, earlier).num_above;
+        tie_rank += Cluster::shared_of(s, earlier).num_ties;
+      }
+    }
+    // 3. Bits become positions.
+    for (int word = first; word < last; ++word) {
+      const std::uint32_t above = s.flags.above[word];
+      for (std::uint32_t left = above | s.flags.ties[word]; left != 0; left &= left - 1) {
+        const int bit = __ffs(static_cast<int>(left)) - 1;
+        if ((above >> bit & 1u) != 0) {
+          out[above_rank++ + min(tie_rank, threshold.ties)] = begin + word * 32 + bit;
+        } else if (tie_rank++ < threshold.ties) {
+          out[above_rank + tie_rank - 1] = begin + word * 32 + bit;
+        }
+      }
     }
     above_before += all_above;
     ties_before += all_ties;
-  }
-  if (threadIdx.x == 0) *count = p.top_k;
+    begin = end;
+  } while (begin < slice_end);
+  if (thread == 0 && block == 0) *count = p.top_k;
+  if (num_blocks > 1) Cluster::sync();  // others may still read this block's counts
 }
 
 }  // namespace
@@ -235,8 +292,24 @@ Status launch_top_k(const TopKParams& params, const Stream& stream) {
   CHECK(p.score_stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(p.scores) % 16 == 0,
         "rows of {} scores cannot be read four at a time", p.score_stride);
   if (p.num_rows == 0) return {};
-  top_k<<<static_cast<unsigned>(p.num_rows), kThreads, 0, native(stream)>>>(p);
-  return launch_status("top_k");
+  int device = 0, major = 0;
+  RETURN_IF_ERROR(cuda_status(cudaGetDevice(&device), "top_k: the current device"));
+  RETURN_IF_ERROR(
+      cuda_status(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+                  "top_k: compute capability"));
+  const bool together = major >= 9 && p.score_stride >= kWorthCluster &&
+                        p.score_stride <= std::int64_t{kClusterBlocks} * kSegment;
+  const unsigned num_blocks = together ? kClusterBlocks : 1;
+  cudaLaunchAttribute cluster;
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {num_blocks, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(p.num_rows) * num_blocks);
+  config.blockDim = dim3(kThreads);
+  config.stream = native(stream);
+  config.attrs = &cluster;
+  config.numAttrs = together ? 1 : 0;
+  return cuda_status(cudaLaunchKernelEx(&config, top_k, p), "top_k");
 }
 
 }  // namespace stoker::gpu
