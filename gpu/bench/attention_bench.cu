@@ -343,7 +343,7 @@ class Bench {
           p.row_begin = 0;
           p.num_rows = num_rows;
           p.scores = as<const float>(scores);
-          p.score_stride = kIndexTokens;
+          p.score_stride = num_tokens;
           p.out = {make_view(out.data(), DType::kI32, kMostRows, kTopK),
                    make_view(counts.data(), DType::kI32, kMostRows, 1)};
           report(fmt::format("top 2048 of {}, mean {}, {} rows", num_tokens, mean, num_rows),

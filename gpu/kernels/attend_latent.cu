@@ -94,20 +94,19 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
     return i < end ? static_cast<int>(cache_row(pages, visible.position(i))) : -1;
   };
   int found = find_rows(0);  // of the tile to load next
-  const auto load_key = [&](int tile, int key) {
+  const auto load_key = [&](unsigned stage, int key, bool wanted) {
     const int at = __shfl_sync(kAllLanes, found, key);
     const bf16* from =
         static_cast<const bf16*>(p.cache.data) + max(at, 0) * p.cache.row_stride + lane * kChunk;
-    const unsigned to = keys + tile % num_stages * kStageBytes + warp * 8 * kRowBytes +
-                        swizzled(key, lane, kLatentWidth);
+    const unsigned to = stage + warp * 8 * kRowBytes + swizzled(key, lane, kLatentWidth);
 #pragma unroll
     for (int i = 0; i < kChunks; i += kWarp) {
-      if (i + lane < kChunks) copy_async(to + i * kChunkBytes, from + i * kChunk, at >= 0);
+      copy_async(to + i * kChunkBytes, from + i * kChunk, at >= 0, wanted && i + lane < kChunks);
     }
   };
   const auto load_tile = [&](int tile) {
 #pragma unroll
-    for (int key = 0; key < 8; ++key) load_key(tile, key);
+    for (int key = 0; key < 8; ++key) load_key(keys, key, true);
     found = find_rows(tile + 1);
   };
   for (int i = thread; i < L::kHeads * kChunks; i += kThreads) {
@@ -143,11 +142,12 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
   float highest[2] = {-INFINITY, -INFINITY};  // of the warp's heads, in powers of two
   float total = 0.0f;                         // of head `thread`
   float sums[kHeadTiles][kWarpLatents / kMmaN][4] = {};
+  unsigned stage_at = 0;
   for (int tile = 0; tile < num_tiles; ++tile) {
     wait_for_copies();
     __syncthreads();
     const bool ahead = num_stages > 1 && tile + 1 < num_tiles;
-    const unsigned tile_keys = keys + tile % num_stages * kStageBytes;
+    const unsigned tile_keys = keys + stage_at, other_keys = keys + (kStageBytes - stage_at);
 
     // 1. Scores, even and odd steps of k apart: half as long a chain. The next tile is asked for
     // on the way.
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
         tile_keys + (key_warp * L::kWarpKeyTiles * kMmaN + matrix_row) * kRowBytes;
 #pragma unroll
     for (int k = 0; k < kChunks; k += 8) {
-      if (ahead && k < 64) load_key(tile + 1, k / 8);
+      if (k < 64) load_key(other_keys, k / 8, ahead);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         unsigned loaded[2][4];
@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
         }
       }
     }
-    if (ahead) found = find_rows(tile + 2);
+    found = find_rows(tile + (num_stages > 1 ? 2 : 1));
     float above[2] = {highest[0], highest[1]};
 #pragma unroll
     for (int n = 0; n < L::kWarpKeyTiles; ++n) {
@@ -184,7 +184,8 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
       for (int i = 0; i < 4; ++i) {
         const bool valid = key + 2 * member + i % 2 < end;
         float& score = scores[0][n][i];
-        score = valid ? __fadd_rn(score, scores[1][n][i]) * scale : -INFINITY;
+        const float sum = __fadd_rn(score, scores[1][n][i]) * scale;
+        score = valid ? sum : -INFINITY;
         above[i / 2] = fmaxf(above[i / 2], score);
       }
     }
@@ -192,7 +193,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
     for (int half = 0; half < 2; ++half) {
       above[half] = fmaxf(above[half], __shfl_xor_sync(kAllLanes, above[half], 1));
       above[half] = fmaxf(above[half], __shfl_xor_sync(kAllLanes, above[half], 2));
-      if (member == 0) tile_max[key_warp * L::kHeads + head_of_half[half]] = above[half];
+      tile_max[key_warp * L::kHeads + head_of_half[half]] = above[half];
     }
     __syncthreads();
 
@@ -206,7 +207,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
       }
       shrink[half] = exp2f(highest[half] - above[half]);  // 0 for the first tile
       highest[half] = above[half];
-      if (key_warp == 0 && member == 0) shrinks[head_of_half[half]] = shrink[half];
+      if (key_warp == 0) shrinks[head_of_half[half]] = shrink[half];
     }
 #pragma unroll
     for (int n = 0; n < L::kWarpKeyTiles; ++n) {
@@ -221,7 +222,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
         float sum = low + high;
         sum += __shfl_xor_sync(kAllLanes, sum, 1);
         sum += __shfl_xor_sync(kAllLanes, sum, 2);
-        if (member == 0) tile_sum[key_tile * L::kHeads + head] = sum;
+        tile_sum[key_tile * L::kHeads + head] = sum;
       }
     }
     __syncthreads();
@@ -267,6 +268,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
       __syncthreads();
       load_tile(tile + 1);
     }
+    if (num_stages > 1) stage_at = kStageBytes - stage_at;
   }
 
   // 4. The result of the only split takes the place of its queries; others are left to be merged.

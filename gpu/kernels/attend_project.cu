@@ -116,6 +116,7 @@ __global__ void __launch_bounds__(kThreads) absorb_queries(AttendLatentParams a)
     }
 #pragma unroll
     for (int n = 0; n < kRowTiles; ++n) {
+      if (n * kMmaN >= num_rows) break;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int row = n * kMmaN + 2 * (lane % 4) + i % 2;

@@ -21,7 +21,8 @@ constexpr int kSegment = 1 << 16;  // scores whose flags are held at once
 constexpr int kGroup = 4 * kWarp;  // scores that a warp reads at once, four to a lane
 constexpr int kWords = kSegment / 32;
 constexpr int kClusterBlocks = 8;
-constexpr int kWorthCluster = 1 << 14;  // scores of a row
+constexpr int kWorthCluster = 1 << 16;  // scores of a row
+constexpr int kMostClusters = 4;        // more rows keep the device busy one block each
 static_assert(kDigits == 2 * kThreads && kWarps == kWarp);
 
 struct Shared {
@@ -173,7 +174,14 @@ __device__ Threshold kth_largest(Shared& s, const float* scores, int count, int 
     if (!gathered && s.in_digit <= kCandidates) {
       gathered = true;
       for_each_key(scores, count, [&](std::uint32_t key) {
-        if (matches(key)) s.candidates[atomicAdd(&s.num_candidates, 1)] = key;
+        if (!matches(key)) return;
+        // One addition for the lanes that are here together.
+        const auto together = cooperative_groups::coalesced_threads();
+        int first = 0;
+        if (together.thread_rank() == 0) {
+          first = atomicAdd(&s.num_candidates, static_cast<int>(together.size()));
+        }
+        s.candidates[together.shfl(first, 0) + static_cast<int>(together.thread_rank())] = key;
       });
     }
   }
@@ -297,7 +305,8 @@ Status launch_top_k(const TopKParams& params, const Stream& stream) {
   RETURN_IF_ERROR(
       cuda_status(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
                   "top_k: compute capability"));
-  const bool together = major >= 9 && p.score_stride >= kWorthCluster &&
+  const bool together = major >= 9 && p.num_rows <= kMostClusters &&
+                        p.score_stride >= kWorthCluster &&
                         p.score_stride <= std::int64_t{kClusterBlocks} * kSegment;
   const unsigned num_blocks = together ? kClusterBlocks : 1;
   cudaLaunchAttribute cluster;
