@@ -87,13 +87,24 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
   const int matrix = lane / 8, matrix_row = lane % 8;  // as in load_matrices
   const std::int64_t scratch_row = local_row * p.dims.num_heads + head_begin;
 
-  // Cached rows of a tile: eight per warp, told by its lanes 0 to 7; -1 behind the end.
+  // Positions and cached rows of a tile: eight per warp, known to its lanes 0 to 7; -1 behind the
+  // end. A tile's positions are asked for three tiles ahead and its rows two, and nobody waits.
   const std::int32_t* pages = p.step.latent_pages + p.step.latent_first[row];
-  const auto find_rows = [&](int tile) {
+  const auto find_positions = [&](int tile) {
     const int i = begin + tile * kTileKeys + warp * 8 + matrix_row;
-    return i < end ? static_cast<int>(cache_row(pages, visible.position(i))) : -1;
+    const int position = visible.position(min(i, end - 1));
+    return i < end ? position : -1;
   };
-  int found = find_rows(0);  // of the tile to load next
+  const auto find_rows = [&](int position) {
+    const int at = static_cast<int>(cache_row(pages, max(position, 0)));
+    return position < 0 ? -1 : at;
+  };
+  int found = find_rows(find_positions(0));  // of the tile to load next
+  int found_positions = find_positions(1);   // of the one after it
+  const auto find_next = [&](int tile) {
+    found = find_rows(found_positions);
+    found_positions = find_positions(tile + 2);
+  };
   const auto load_key = [&](unsigned stage, int key, bool wanted) {
     const int at = __shfl_sync(kAllLanes, found, key);
     const bf16* from =
@@ -107,7 +118,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
   const auto load_tile = [&](int tile) {
 #pragma unroll
     for (int key = 0; key < 8; ++key) load_key(keys, key, true);
-    found = find_rows(tile + 1);
+    find_next(tile);
   };
   for (int i = thread; i < L::kHeads * kChunks; i += kThreads) {
     const int head = i / kChunks, chunk = i % kChunks;
@@ -175,7 +186,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
         }
       }
     }
-    found = find_rows(tile + (num_stages > 1 ? 2 : 1));
+    if (num_stages > 1) find_next(tile + 1);
     float above[2] = {highest[0], highest[1]};
 #pragma unroll
     for (int n = 0; n < L::kWarpKeyTiles; ++n) {
@@ -364,14 +375,17 @@ Status launch_attend_latent(const AttendLatentParams& params, const Stream& stre
   RETURN_IF_ERROR(
       cuda_status(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device),
                   "attention: number of multiprocessors"));
-  // Many heads in a block read the keys less often; few make more blocks of a few rows.
+  // Many heads in a block read the keys less often; few make more blocks of a few rows. A block of
+  // many takes about as long as three of few.
   constexpr int kMany = 4, kFew = 1;
   const int heads = a.rows.dims.num_heads;
-  const std::int64_t many_blocks =
-      std::int64_t{a.num_rows} * a.max_splits * (heads / Layout<kMany>::kHeads);
+  const auto waves = [&](int heads_per_block) {
+    return (std::int64_t{a.num_rows} * a.max_splits * (heads / heads_per_block) + num_sms - 1) /
+           num_sms;
+  };
   const bool many = heads % Layout<kMany>::kHeads == 0 &&
                     Layout<kMany>::shared_bytes(1) <= shared_limit &&
-                    4 * many_blocks >= 3 * num_sms;
+                    3 * waves(Layout<kMany>::kHeads) < waves(Layout<kFew>::kHeads);
   if (many) {
     const int num_stages = Layout<kMany>::shared_bytes(2) <= shared_limit ? 2 : 1;
     RETURN_IF_ERROR(launch_tiles<kMany>(a, num_stages, stream));

@@ -11,7 +11,7 @@ namespace stoker::gpu {
 inline constexpr int kLatentDim = 512;
 inline constexpr int kLatentRope = 64;
 inline constexpr int kLatentWidth = kLatentDim + kLatentRope;  // of a cached row
-inline constexpr int kSplitKeys = 512;  // fewest keys for which a second block is worth a merge
+inline constexpr int kSplitKeys = 256;  // more for rows of more than kMostSplits times as many keys
 inline constexpr int kMostSplits = 16;  // bounds the memory for sums of splits
 
 // Rows [row_begin, + num_rows) of `rows`.

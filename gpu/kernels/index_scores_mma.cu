@@ -1,6 +1,7 @@
-// Scores on tensor cores. A warp keeps keys in registers and takes the heads eight at a time out of
-// shared memory. A dot does not care in which order k is walked, so both operands number k such
-// that a lane's share of a fragment is 16 neighbouring bytes in memory.
+// Scores on tensor cores. A warp keeps keys in registers and takes the heads sixteen at a time out
+// of shared memory. A dot does not care in which order k is walked, so k is numbered such that a
+// lane's share of a key is 16 neighbouring bytes, and the queries lie in shared memory as
+// fragments.
 //
 // Two kernels with one arithmetic: where a row is alone, keys are read as a stream; where rows may
 // share a sequence, keys stay while row after row passes.
@@ -18,10 +19,10 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarp;
-constexpr int kWarpTiles = 2;  // of 16 keys that a warp holds
-constexpr int kBlockKeys = kWarps * kWarpTiles * kMmaM;
-constexpr int kLoads = kIndexDim / 32;        // a lane reads 8 of every 32 values of a key
-constexpr int kQueryStride = kIndexDim + 32;  // eight lanes read two heads: no bank twice
+constexpr int kWarpTiles = 4;  // of 8 keys that a warp holds
+constexpr int kBlockKeys = kWarps * kWarpTiles * kMmaN;
+constexpr int kLoads = kIndexDim / 32;  // a lane reads 8 of every 32 values of a key
+constexpr int kSteps = kIndexDim / kMmaK;
 constexpr int kMostRowsPerBlock = 8;
 constexpr int kEnoughBlocks = 1024;
 
@@ -33,15 +34,23 @@ __device__ Lane this_lane() {
   return {lane / 4, lane % 4};
 }
 
-// A row's queries to `to` [heads, kQueryStride], after wait_for_copies(), and its weights.
-__device__ void load_queries(const IndexScoreParams& p, std::int64_t row, bf16* to,
+// A row's queries to `to` [heads / 16, kSteps, kWarp] fragments of 16 bytes, after
+// wait_for_copies(), and its weights.
+__device__ void load_queries(const IndexScoreParams& p, std::int64_t row, uint4* to,
                              float* weights) {
   constexpr int kChunks = kIndexDim / kChunk;
   const auto* query = static_cast<const bf16*>(p.queries.data) + row * p.queries.row_stride;
   const int thread = static_cast<int>(threadIdx.x);
   for (int i = thread; i < p.dims.num_heads * kChunks; i += kThreads) {
-    copy_async(shared_address(to + i / kChunks * kQueryStride + i % kChunks * kChunk),
-               query + i * kChunk);
+    const int head = i / kChunks, chunk = i % kChunks;
+    const int tile = head / kMmaM, half = head % kMmaM / 8, lane = head % 8 * 4 + chunk % 4;
+#pragma unroll
+    for (int word = 0; word < 4; ++word) {  // the step's lower k, its higher k, the next step's
+      const int step = chunk / 4 * 2 + word / 2;
+      const uint4* fragment = to + (tile * kSteps + step) * kWarp + lane;
+      copy_word_async(shared_address(fragment) + (word % 2 * 2 + half) * 4,
+                      query + i * kChunk + 2 * word);
+    }
   }
   for (int head = thread; head < p.dims.num_heads; head += kThreads) {
     weights[head] = load(p.weights, row, head);
@@ -55,37 +64,34 @@ __device__ void load_key(const bf16* key, uint4 (&out)[kLoads]) {
   for (int i = 0; i < kLoads; ++i) out[i] = __ldg(chunks + 4 * i);
 }
 
-// Scores of keys `group` and `group + 8` of each tile, the same for all members of the group.
+// Scores of keys 2 * member and 2 * member + 1 of each tile, where keys[tile] is this lane's share
+// of the tile's key `group`.
 template <int kTiles>
-__device__ void score_keys(const uint4 (&keys)[kTiles][2][kLoads], const bf16* queries,
+__device__ void score_keys(const uint4 (&keys)[kTiles][kLoads], const uint4* queries,
                            const float* weights, int num_heads, float (&scores)[kTiles][2]) {
   const Lane lane = this_lane();
 #pragma unroll
   for (auto& score : scores) score[0] = score[1] = 0.0f;
 #pragma unroll(4 / kTiles)
-  for (int n = 0; n < num_heads; n += kMmaN) {
+  for (int head = 0; head < num_heads; head += kMmaM) {
     float dots[kTiles][4] = {};
-    const auto* head = reinterpret_cast<const uint4*>(queries + (n + lane.group) * kQueryStride);
+    const uint4* fragments = queries + head / kMmaM * kSteps * kWarp + threadIdx.x % kWarp;
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      const uint4 q = head[4 * i + lane.member];
+      const uint4 q0 = fragments[2 * i * kWarp], q1 = fragments[(2 * i + 1) * kWarp];
+      const unsigned first[4] = {q0.x, q0.y, q0.z, q0.w}, second[4] = {q1.x, q1.y, q1.z, q1.w};
 #pragma unroll
-      for (int m = 0; m < kTiles; ++m) {
-        const uint4 &low = keys[m][0][i], &high = keys[m][1][i];
-        const unsigned first[4] = {low.x, high.x, low.y, high.y};
-        const unsigned second[4] = {low.z, high.z, low.w, high.w};
-        mma(dots[m], first, q.x, q.y);
-        mma(dots[m], second, q.z, q.w);
-      }
+      for (int n = 0; n < kTiles; ++n) mma(dots[n], first, keys[n][i].x, keys[n][i].y);
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) mma(dots[n], second, keys[n][i].z, keys[n][i].w);
     }
-    const float2 weight = *reinterpret_cast<const float2*>(weights + n + 2 * lane.member);
+    const float low = weights[head + lane.group], high = weights[head + lane.group + 8];
 #pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
+    for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float& score = scores[m][half];
-        score = __fmaf_rn(fmaxf(dots[m][2 * half], 0.0f), weight.x, score);
-        score = __fmaf_rn(fmaxf(dots[m][2 * half + 1], 0.0f), weight.y, score);
+      for (int i = 0; i < 2; ++i) {
+        scores[n][i] = __fmaf_rn(fmaxf(dots[n][i], 0.0f), low, scores[n][i]);
+        scores[n][i] = __fmaf_rn(fmaxf(dots[n][2 + i], 0.0f), high, scores[n][i]);
       }
     }
   }
@@ -93,17 +99,18 @@ __device__ void score_keys(const uint4 (&keys)[kTiles][2][kLoads], const bf16* q
   for (auto& score : scores) {
 #pragma unroll
     for (float& sum : score) {
-      sum += __shfl_xor_sync(kAllLanes, sum, 1);
-      sum += __shfl_xor_sync(kAllLanes, sum, 2);
+      sum += __shfl_xor_sync(kAllLanes, sum, 4);
+      sum += __shfl_xor_sync(kAllLanes, sum, 8);
+      sum += __shfl_xor_sync(kAllLanes, sum, 16);
     }
   }
 }
 
-// One block per row and stretch of positions; a warp takes a page. Shared memory: queries [heads,
-// kQueryStride], weights [heads].
+// One block per row and stretch of positions; a warp takes a page. Shared memory: queries, weights
+// [heads].
 __global__ void __launch_bounds__(kThreads, 2) stream_scores(IndexScoreParams p) {
-  extern __shared__ __align__(16) bf16 shared_values[];
-  auto* weights = reinterpret_cast<float*>(shared_values + p.dims.num_heads * kQueryStride);
+  extern __shared__ uint4 queries[];
+  auto* weights = reinterpret_cast<float*>(queries + p.dims.num_heads * kIndexDim / kChunk);
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const Lane lane = this_lane();
   const std::int64_t row = p.row_begin + blockIdx.y;
@@ -111,47 +118,50 @@ __global__ void __launch_bounds__(kThreads, 2) stream_scores(IndexScoreParams p)
   const int page = static_cast<int>(blockIdx.x) * kWarps + warp;
   const bool any = page * kPageTokens < visible;
   if (visible <= max(p.dims.top_k, (page - warp) * kPageTokens)) return;
-  constexpr int kTiles = kPageTokens / kMmaM;
-  const auto* cache = static_cast<const bf16*>(p.cache.data);
+  constexpr int kTurnTiles = 2, kTurns = kPageTokens / kMmaN / kTurnTiles;
   const std::int64_t first =
       any ? cache_row(p.step.index_pages + p.step.index_first[row], page * kPageTokens) : 0;
   // Rows of the page behind the last position hold nothing, but can be read.
-  uint4 keys[2][1][2][kLoads];  // a tile ahead
-  const auto load_tile = [&](int tile, uint4(&out)[1][2][kLoads]) {
-    const bf16* key = cache + (first + tile * kMmaM + lane.group) * p.cache.row_stride;
-    load_key(key, out[0][0]);
-    load_key(key + 8 * p.cache.row_stride, out[0][1]);
+  uint4 keys[2][kTurnTiles][kLoads];  // a turn ahead
+  const auto load_turn = [&](int turn, uint4(&out)[kTurnTiles][kLoads]) {
+#pragma unroll
+    for (int n = 0; n < kTurnTiles; ++n) {
+      const std::int64_t at = first + (turn * kTurnTiles + n) * kMmaN + lane.group;
+      load_key(static_cast<const bf16*>(p.cache.data) + at * p.cache.row_stride, out[n]);
+    }
   };
-  load_tile(0, keys[0]);
-  load_queries(p, row, shared_values, weights);
+  load_turn(0, keys[0]);
+  load_queries(p, row, queries, weights);
   wait_for_copies();
   __syncthreads();
   if (!any) return;
 #pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile) {
-    if (tile + 1 < kTiles) load_tile(tile + 1, keys[(tile + 1) % 2]);
-    float scores[1][2];
-    score_keys(keys[tile % 2], shared_values, weights, p.dims.num_heads, scores);
-    const int position = page * kPageTokens + tile * kMmaM + lane.group;
-    if (lane.member > 1) continue;
-    const int mine = position + 8 * lane.member;
-    if (mine < visible) {
-      p.scores[blockIdx.y * p.score_stride + mine] = lane.member == 0 ? scores[0][0] : scores[0][1];
+  for (int turn = 0; turn < kTurns; ++turn) {
+    if (turn + 1 < kTurns) load_turn(turn + 1, keys[(turn + 1) % 2]);
+    float scores[kTurnTiles][2];
+    score_keys(keys[turn % 2], queries, weights, p.dims.num_heads, scores);
+    if (lane.group >= kTurnTiles) continue;  // one group stores one tile
+    const int tile = turn * kTurnTiles + lane.group;
+    const int position = page * kPageTokens + tile * kMmaN + 2 * lane.member;
+    float* out = p.scores + blockIdx.y * p.score_stride + position;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (position + i < visible) out[i] = lane.group == 0 ? scores[0][i] : scores[1][i];
     }
   }
 }
 
-// One block per stretch of positions and few rows. Shared memory: two rows' queries [heads,
-// kQueryStride], then their weights [heads].
+// One block per stretch of positions and few rows. Shared memory: two rows' queries, then their
+// weights [heads].
 __global__ void __launch_bounds__(kThreads, 2)
     hold_keys_and_score(IndexScoreParams p, int rows_per_block) {
-  extern __shared__ __align__(16) bf16 shared_values[];
-  const int num_heads = p.dims.num_heads, query_values = num_heads * kQueryStride;
-  auto* all_weights = reinterpret_cast<float*>(shared_values + 2 * query_values);
+  extern __shared__ uint4 queries[];
+  const int num_heads = p.dims.num_heads, row_fragments = num_heads * kIndexDim / kChunk;
+  auto* all_weights = reinterpret_cast<float*>(queries + 2 * row_fragments);
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const Lane lane = this_lane();
   const int block_begin = static_cast<int>(blockIdx.x) * kBlockKeys;
-  const int begin = block_begin + warp * kWarpTiles * kMmaM;
+  const int begin = block_begin + warp * kWarpTiles * kMmaN;
   const int row_end = min((static_cast<int>(blockIdx.y) + 1) * rows_per_block, p.num_rows);
   const auto visible_to = [&](int local_row) {
     return p.step.positions[p.row_begin + local_row] + 1;
@@ -164,10 +174,10 @@ __global__ void __launch_bounds__(kThreads, 2)
     return local_row;
   };
   const auto load_row = [&](int local_row, int buffer) {
-    load_queries(p, p.row_begin + local_row, shared_values + buffer * query_values,
+    load_queries(p, p.row_begin + local_row, queries + buffer * row_fragments,
                  all_weights + buffer * num_heads);
   };
-  uint4 keys[kWarpTiles][2][kLoads];
+  uint4 keys[kWarpTiles][kLoads];
   int held_sequence = -1, held_end = 0;  // whose keys are in registers, up to which position
   int local_row = scored_row(static_cast<int>(blockIdx.y) * rows_per_block);
   if (local_row < row_end) load_row(local_row, 0);
@@ -183,13 +193,10 @@ __global__ void __launch_bounds__(kThreads, 2)
       held_end = needed;
       const std::int32_t* pages = p.step.index_pages + sequence;
 #pragma unroll
-      for (int m = 0; m < kWarpTiles; ++m) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int position = begin + m * kMmaM + half * 8 + lane.group;
-          const std::int64_t at = cache_row(pages, min(position, visible - 1));
-          load_key(static_cast<const bf16*>(p.cache.data) + at * p.cache.row_stride, keys[m][half]);
-        }
+      for (int n = 0; n < kWarpTiles; ++n) {
+        const int position = begin + n * kMmaN + lane.group;
+        const std::int64_t at = cache_row(pages, min(position, visible - 1));
+        load_key(static_cast<const bf16*>(p.cache.data) + at * p.cache.row_stride, keys[n]);
       }
     }
 
@@ -199,16 +206,15 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int next_row = scored_row(local_row + 1);
     if (next_row < row_end) load_row(next_row, 1 - buffer);
     float scores[kWarpTiles][2];
-    score_keys(keys, shared_values + buffer * query_values, all_weights + buffer * num_heads,
-               num_heads, scores);
+    score_keys(keys, queries + buffer * row_fragments, all_weights + buffer * num_heads, num_heads,
+               scores);
 #pragma unroll
-    for (int m = 0; m < kWarpTiles; ++m) {
+    for (int n = 0; n < kWarpTiles; ++n) {
+      const int position = begin + n * kMmaN + 2 * lane.member;
+      float* out = p.scores + local_row * p.score_stride + position;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int position = begin + m * kMmaM + half * 8 + lane.group;
-        if (lane.member == 0 && position < visible) {
-          p.scores[local_row * p.score_stride + position] = scores[m][half];
-        }
+      for (int i = 0; i < 2; ++i) {
+        if (lane.group == n && position + i < visible) out[i] = scores[n][i];
       }
     }
     local_row = next_row;
@@ -224,13 +230,13 @@ bool is_aligned(const TensorView& x) {
 bool scores_on_tensor_cores(const IndexScoreParams& params) {
   const IndexScoreParams& p = params;
   return p.queries.dtype == DType::kBf16 && p.cache.dtype == DType::kBf16 &&
-         p.dims.head_dim == kIndexDim && p.dims.num_heads % kMmaN == 0 &&
+         p.dims.head_dim == kIndexDim && p.dims.num_heads % kMmaM == 0 &&
          p.dims.num_heads <= kMostIndexHeads && is_aligned(p.queries) && is_aligned(p.cache);
 }
 
 Status launch_index_scores_mma(const IndexScoreParams& params, const Stream& stream) {
   const IndexScoreParams& p = params;
-  const int row_bytes = p.dims.num_heads * (kQueryStride * static_cast<int>(sizeof(bf16)) +
+  const int row_bytes = p.dims.num_heads * (kIndexDim * static_cast<int>(sizeof(bf16)) +
                                             static_cast<int>(sizeof(float)));
   const auto allow = [](auto* kernel, int shared_bytes) {
     return cuda_status(

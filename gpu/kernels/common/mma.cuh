@@ -57,6 +57,9 @@ __device__ inline void copy_async(unsigned shared, const bf16* global, bool vali
       "l"(global), "r"(valid ? 16 : 0), "r"(static_cast<int>(wanted))
       : "memory");
 }
+__device__ inline void copy_word_async(unsigned shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
+}
 // All copies of this thread.
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
