@@ -153,6 +153,7 @@ void CudaBackend::attend(const StepView& step, const AttendParams& params) {
                           view_of(*params.kv_b),
                           params.latents.rows,
                           steps_.tables(step),
+                          step.ranges,
                           max_visible(step.positions),
                           sparse,
                           sparse ? *params.selection : Selection{},

@@ -198,12 +198,15 @@ class Bench {
     const DeviceBuffer first_memory = upload(first), position_memory = upload(positions);
     const DeviceBuffer chosen_memory = upload(chosen), count_memory = upload(counts);
     DeviceBuffer scratch;
+    RowRange range;
     const DeviceBuffer step_queries =
         random_bf16(std::int64_t{kMostRows} * kHeads * kLatentWidth, 0.1f);
-    const DeviceBuffer step_sums = buffer(std::int64_t{kMostRows} * kTopK / kSplitKeys * kHeads *
-                                          (kLatentDim + 2) * static_cast<int>(sizeof(float)));
+    const DeviceBuffer step_sums =
+        buffer(std::int64_t{kMostRows} * kTopK / kDecodeSplitKeys * kHeads * (kLatentDim + 2) *
+               static_cast<int>(sizeof(float)));
 
-    const auto rows_of = [&](int begin, int num_rows, bool sparse) {
+    const auto rows_of = [&](int begin, int num_rows, bool sparse,
+                             Purpose purpose = Purpose::kDecode) {
       AttendRowsParams p;
       p.dims = {kHeads, kNope, kLatentRope, kValue, kLatentDim, 0.135f};
       p.queries = make_view(queries.data(), DType::kBf16, num_rows, kHeads * (kNope + kLatentRope));
@@ -218,6 +221,8 @@ class Bench {
       p.step.positions = as<const std::int32_t>(position_memory) + begin;
       p.step.latent_first = as<const std::int32_t>(first_memory) + begin;
       p.step.latent_pages = as<const std::int32_t>(pages);
+      range = {0, num_rows, 0, purpose};
+      p.ranges = std::span(&range, 1);
       p.max_visible = kSequenceTokens;
       p.sparse = sparse;
       p.selection = {make_view(as<std::int32_t>(chosen_memory) + std::int64_t{begin} * kTopK,
@@ -232,7 +237,8 @@ class Bench {
       AttendLatentParams a{};
       a.rows = rows_of(begin, num_rows, true);
       a.num_rows = num_rows;
-      a.max_splits = kTopK / kSplitKeys;
+      a.split_keys = kDecodeSplitKeys;
+      a.max_splits = kTopK / kDecodeSplitKeys;
       const std::int64_t heads = std::int64_t{num_rows} * kHeads;
       a.queries = as<bf16>(step_queries);
       a.split_sums = as<float>(step_sums);
@@ -272,6 +278,15 @@ class Bench {
                      }),
              kWeightBytes / 2, projection);
     }
+    rows_of(0, kMostRows, true, Purpose::kPrefill);
+    report("attend, 2048 keys, prefill, all steps, 64 rows",
+           time_of(4,
+                   [&](int) {
+                     must(launch_attend(rows_of(0, kMostRows, true, Purpose::kPrefill), stream_));
+                   }),
+           2.0 * kMostRows * kTopK * kLatentWidth + kWeightBytes,
+           2.0 * kMostRows * kHeads *
+               (double{kTopK} * (kLatentWidth + kLatentDim) + 2.0 * kNope * kLatentDim));
     const double dense = 2.0 * kSequenceTokens;
     rows_of(0, 4, false);
     report("attend, dense 8192 keys, all steps, 4 rows",

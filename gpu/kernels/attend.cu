@@ -117,19 +117,20 @@ bool takes_tensor_cores(const AttendRowsParams& p) {
          reinterpret_cast<std::uintptr_t>(p.kv_b.payload) % 16 == 0;
 }
 
-// How many rows the tensor cores take at once, and what lies in the scratch for them.
+// How many rows of a purpose the tensor cores take at once, and what lies in the scratch for them.
 struct ScratchPlan {
-  int rows_at_once, max_splits;
+  int split_keys, max_splits, rows_at_once;
   std::int64_t query_bytes, sum_bytes, stat_bytes;
 
-  explicit ScratchPlan(const AttendRowsParams& p) {
+  ScratchPlan(const AttendRowsParams& p, Purpose purpose) {
     // Sums of so many splits still fit the L2 cache of a large card.
     constexpr int kSplitsAtOnce = 128;
+    split_keys = purpose == Purpose::kDecode ? kDecodeSplitKeys : kPrefillSplitKeys;
     const std::int64_t most_keys =
         p.sparse ? std::min<std::int64_t>(p.max_visible, p.selection.positions.cols)
                  : p.max_visible;
     max_splits = static_cast<int>(
-        std::clamp<std::int64_t>((most_keys + kSplitKeys - 1) / kSplitKeys, 1, kMostSplits));
+        std::clamp<std::int64_t>((most_keys + split_keys - 1) / split_keys, 1, kMostSplits));
     rows_at_once =
         static_cast<int>(std::min<std::int64_t>(p.queries.rows, kSplitsAtOnce / max_splits));
     const std::int64_t heads = std::int64_t{rows_at_once} * p.dims.num_heads;
@@ -138,20 +139,28 @@ struct ScratchPlan {
     sum_bytes = split_heads * kLatentDim * static_cast<int>(sizeof(float));
     stat_bytes = split_heads * static_cast<int>(sizeof(float2));
   }
+  std::int64_t bytes() const { return query_bytes + sum_bytes + stat_bytes; }
 };
 
 Status attend_on_tensor_cores(const AttendRowsParams& p, const Stream& stream) {
-  const ScratchPlan plan(p);
-  AttendLatentParams a{p, 0, 0, plan.max_splits, nullptr, nullptr, nullptr};
-  a.queries = reinterpret_cast<bf16*>(p.scratch);
-  a.split_sums = reinterpret_cast<float*>(p.scratch + plan.query_bytes);
-  a.split_stats = reinterpret_cast<float2*>(p.scratch + plan.query_bytes + plan.sum_bytes);
-  const int num_rows = static_cast<int>(p.queries.rows);
-  for (a.row_begin = 0; a.row_begin < num_rows; a.row_begin += plan.rows_at_once) {
-    a.num_rows = std::min(plan.rows_at_once, num_rows - a.row_begin);
-    RETURN_IF_ERROR(launch_absorb_queries(a, stream));
-    RETURN_IF_ERROR(launch_attend_latent(a, stream));
-    RETURN_IF_ERROR(launch_project_values(a, stream));
+  for (std::size_t i = 0; i < p.ranges.size();) {
+    const Purpose purpose = p.ranges[i].purpose;
+    const int begin = p.ranges[i].row_begin;
+    int end = begin;
+    for (; i < p.ranges.size() && p.ranges[i].purpose == purpose; ++i) {
+      end = p.ranges[i].row_begin + p.ranges[i].num_rows;
+    }
+    const ScratchPlan plan(p, purpose);
+    AttendLatentParams a{p, begin, 0, plan.split_keys, plan.max_splits, nullptr, nullptr, nullptr};
+    a.queries = reinterpret_cast<bf16*>(p.scratch);
+    a.split_sums = reinterpret_cast<float*>(p.scratch + plan.query_bytes);
+    a.split_stats = reinterpret_cast<float2*>(p.scratch + plan.query_bytes + plan.sum_bytes);
+    for (; a.row_begin < end; a.row_begin += plan.rows_at_once) {
+      a.num_rows = std::min(plan.rows_at_once, end - a.row_begin);
+      RETURN_IF_ERROR(launch_absorb_queries(a, stream));
+      RETURN_IF_ERROR(launch_attend_latent(a, stream));
+      RETURN_IF_ERROR(launch_project_values(a, stream));
+    }
   }
   return {};
 }
@@ -160,8 +169,11 @@ Status attend_on_tensor_cores(const AttendRowsParams& p, const Stream& stream) {
 
 std::int64_t attend_scratch_bytes(const AttendRowsParams& params) {
   if (params.queries.rows == 0 || !takes_tensor_cores(params)) return 0;
-  const ScratchPlan plan(params);
-  return plan.query_bytes + plan.sum_bytes + plan.stat_bytes;
+  std::int64_t bytes = 0;
+  for (const RowRange& range : params.ranges) {
+    bytes = std::max(bytes, ScratchPlan(params, range.purpose).bytes());
+  }
+  return bytes;
 }
 
 Status launch_attend(const AttendRowsParams& params, const Stream& stream) {

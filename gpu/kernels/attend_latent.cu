@@ -2,8 +2,8 @@
 // is gathered into shared memory once and multiplied with many heads.
 //
 // The keys of a row are split among blocks, and a second kernel merges the splits. Both the splits
-// and the tiles within them depend on the row's own number of keys alone, and every sum on its own
-// order alone: neither other rows nor the number of heads in a block changes a bit.
+// and the tiles within them depend on the row's own number of keys and purpose alone, and every sum
+// on its own order alone: neither other rows nor the number of heads in a block changes a bit.
 #include <algorithm>
 
 #include "gpu/error.h"
@@ -31,8 +31,8 @@ static_assert(kMergeThreads * 4 == kLatentDim && kTileKeys == kWarps * 8);
 struct Splits {
   int keys, count;
 };
-__device__ Splits splits_of(int num_keys, int most) {
-  const int wanted = min((num_keys + kSplitKeys - 1) / kSplitKeys, most);
+__device__ Splits splits_of(int num_keys, const AttendLatentParams& a) {
+  const int wanted = min((num_keys + a.split_keys - 1) / a.split_keys, a.max_splits);
   const int keys = ((num_keys + wanted - 1) / wanted + kTileKeys - 1) / kTileKeys * kTileKeys;
   return {keys, (num_keys + keys - 1) / keys};
 }
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
   const int split = static_cast<int>(blockIdx.y);
   const std::int64_t local_row = blockIdx.z, row = a.row_begin + local_row;
   const Visible visible = visible_to(p, row);
-  const Splits splits = splits_of(visible.count, a.max_splits);
+  const Splits splits = splits_of(visible.count, a);
   const int begin = split * splits.keys, end = min(begin + splits.keys, visible.count);
   if (begin >= end) return;
   const int num_tiles = (end - begin + kTileKeys - 1) / kTileKeys;
@@ -321,7 +321,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
 // One block per head and row: its splits, in order.
 __global__ void __launch_bounds__(kMergeThreads) merge_splits(AttendLatentParams a) {
   const std::int64_t local_row = blockIdx.y, row = a.row_begin + local_row;
-  const Splits splits = splits_of(visible_to(a.rows, row).count, a.max_splits);
+  const Splits splits = splits_of(visible_to(a.rows, row).count, a);
   if (splits.count == 1) return;
   const int num_heads = a.rows.dims.num_heads, head = static_cast<int>(blockIdx.x);
   const std::int64_t first = local_row * a.max_splits * num_heads + head;

@@ -11,13 +11,17 @@ namespace stoker::gpu {
 inline constexpr int kLatentDim = 512;
 inline constexpr int kLatentRope = 64;
 inline constexpr int kLatentWidth = kLatentDim + kLatentRope;  // of a cached row
-inline constexpr int kSplitKeys = 256;  // more for rows of more than kMostSplits times as many keys
+// Keys of a split, at least. A decoded row is often alone, and its splits are all the blocks there
+// are; rows of a prompt make blocks enough, and sums of splits would only be written and read.
+inline constexpr int kDecodeSplitKeys = 256;
+inline constexpr int kPrefillSplitKeys = 4096;
 inline constexpr int kMostSplits = 16;  // bounds the memory for sums of splits
 
 // Rows [row_begin, + num_rows) of `rows`.
 struct AttendLatentParams {
   AttendRowsParams rows;
   int row_begin, num_rows;
+  int split_keys;       // by the rows' purpose
   int max_splits;       // of a row
   bf16* queries;        // [num_rows, num_heads, kLatentWidth]; results take the place of latents
   float* split_sums;    // [num_rows, max_splits, num_heads, kLatentDim]

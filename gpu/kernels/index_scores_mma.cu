@@ -38,22 +38,28 @@ __device__ Lane this_lane() {
 // wait_for_copies(), and its weights.
 __device__ void load_queries(const IndexScoreParams& p, std::int64_t row, uint4* to,
                              float* weights) {
+  // A thread copies one chunk of one head in every tile: the step's lower k, its higher k, and
+  // those of the next step.
   constexpr int kChunks = kIndexDim / kChunk;
-  const auto* query = static_cast<const bf16*>(p.queries.data) + row * p.queries.row_stride;
+  static_assert(kThreads == kMmaM * kChunks);
   const int thread = static_cast<int>(threadIdx.x);
-  for (int i = thread; i < p.dims.num_heads * kChunks; i += kThreads) {
-    const int head = i / kChunks, chunk = i % kChunks;
-    const int tile = head / kMmaM, half = head % kMmaM / 8, lane = head % 8 * 4 + chunk % 4;
-#pragma unroll
-    for (int word = 0; word < 4; ++word) {  // the step's lower k, its higher k, the next step's
-      const int step = chunk / 4 * 2 + word / 2;
-      const uint4* fragment = to + (tile * kSteps + step) * kWarp + lane;
-      copy_word_async(shared_address(fragment) + (word % 2 * 2 + half) * 4,
-                      query + i * kChunk + 2 * word);
-    }
+  const int head = thread / kChunks, chunk = thread % kChunks;
+  const auto* query =
+      static_cast<const bf16*>(p.queries.data) + row * p.queries.row_stride + thread * kChunk;
+  const int fragment = chunk / 4 * 2 * kWarp + head % 8 * 4 + chunk % 4;
+  const unsigned first = shared_address(to + fragment) + head / 8 * 4;
+  constexpr int kStepBytes = kWarp * kChunkBytes;
+  for (int tile = 0; tile < p.dims.num_heads / kMmaM; ++tile) {
+    const bf16* from = query + tile * kMmaM * kIndexDim;
+    const unsigned at = first + tile * kSteps * kStepBytes;
+    copy_word_async(at, from);
+    copy_word_async(at + 8, from + 2);
+    copy_word_async(at + kStepBytes, from + 4);
+    copy_word_async(at + kStepBytes + 8, from + 6);
   }
-  for (int head = thread; head < p.dims.num_heads; head += kThreads) {
-    weights[head] = load(p.weights, row, head);
+  const auto* weight = static_cast<const float*>(p.weights.data) + row * p.weights.row_stride;
+  for (int i = thread; i < p.dims.num_heads; i += kThreads) {
+    copy_word_async(shared_address(weights + i), weight + i);
   }
 }
 
@@ -106,23 +112,21 @@ __device__ void score_keys(const uint4 (&keys)[kTiles][kLoads], const uint4* que
   }
 }
 
-// One block per row and stretch of positions; a warp takes a page. Shared memory: queries, weights
-// [heads].
+// One block per stretch of the only row's positions; a warp takes a page. Shared memory: queries,
+// weights [heads].
 __global__ void __launch_bounds__(kThreads, 2) stream_scores(IndexScoreParams p) {
   extern __shared__ uint4 queries[];
   auto* weights = reinterpret_cast<float*>(queries + p.dims.num_heads * kIndexDim / kChunk);
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const Lane lane = this_lane();
-  const std::int64_t row = p.row_begin + blockIdx.y;
-  const int visible = p.step.positions[row] + 1;
+  const std::int64_t row = p.row_begin;
+  const int visible = p.max_visible;  // the only row's
   const int page = static_cast<int>(blockIdx.x) * kWarps + warp;
-  const bool any = page * kPageTokens < visible;
-  if (visible <= max(p.dims.top_k, (page - warp) * kPageTokens)) return;
   constexpr int kTurnTiles = 2, kTurns = kPageTokens / kMmaN / kTurnTiles;
-  const std::int64_t first =
-      any ? cache_row(p.step.index_pages + p.step.index_first[row], page * kPageTokens) : 0;
+  const std::int64_t first = cache_row(p.step.index_pages + p.step.index_first[row],
+                                       min(page, (visible - 1) / kPageTokens) * kPageTokens);
   // Rows of the page behind the last position hold nothing, but can be read.
-  uint4 keys[2][kTurnTiles][kLoads];  // a turn ahead
+  uint4 keys[2][kTurnTiles][kLoads];  // two turns ahead
   const auto load_turn = [&](int turn, uint4(&out)[kTurnTiles][kLoads]) {
 #pragma unroll
     for (int n = 0; n < kTurnTiles; ++n) {
@@ -131,19 +135,19 @@ __global__ void __launch_bounds__(kThreads, 2) stream_scores(IndexScoreParams p)
     }
   };
   load_turn(0, keys[0]);
+  load_turn(1, keys[1]);
   load_queries(p, row, queries, weights);
   wait_for_copies();
   __syncthreads();
-  if (!any) return;
 #pragma unroll
   for (int turn = 0; turn < kTurns; ++turn) {
-    if (turn + 1 < kTurns) load_turn(turn + 1, keys[(turn + 1) % 2]);
     float scores[kTurnTiles][2];
     score_keys(keys[turn % 2], queries, weights, p.dims.num_heads, scores);
+    if (turn + 2 < kTurns) load_turn(turn + 2, keys[turn % 2]);
     if (lane.group >= kTurnTiles) continue;  // one group stores one tile
     const int tile = turn * kTurnTiles + lane.group;
     const int position = page * kPageTokens + tile * kMmaN + 2 * lane.member;
-    float* out = p.scores + blockIdx.y * p.score_stride + position;
+    float* out = p.scores + position;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       if (position + i < visible) out[i] = lane.group == 0 ? scores[0][i] : scores[1][i];
@@ -230,8 +234,9 @@ bool is_aligned(const TensorView& x) {
 bool scores_on_tensor_cores(const IndexScoreParams& params) {
   const IndexScoreParams& p = params;
   return p.queries.dtype == DType::kBf16 && p.cache.dtype == DType::kBf16 &&
-         p.dims.head_dim == kIndexDim && p.dims.num_heads % kMmaM == 0 &&
-         p.dims.num_heads <= kMostIndexHeads && is_aligned(p.queries) && is_aligned(p.cache);
+         p.weights.dtype == DType::kF32 && p.dims.head_dim == kIndexDim &&
+         p.dims.num_heads % kMmaM == 0 && p.dims.num_heads <= kMostIndexHeads &&
+         is_aligned(p.queries) && is_aligned(p.cache);
 }
 
 Status launch_index_scores_mma(const IndexScoreParams& params, const Stream& stream) {
@@ -245,9 +250,8 @@ Status launch_index_scores_mma(const IndexScoreParams& params, const Stream& str
   };
   if (p.num_rows == 1) {
     RETURN_IF_ERROR(allow(stream_scores, row_bytes));
-    const dim3 grid(blocks_for(p.max_visible, kWarps * kPageTokens),
-                    static_cast<unsigned>(p.num_rows));
-    stream_scores<<<grid, kThreads, row_bytes, native(stream)>>>(p);
+    const unsigned stretches = blocks_for(p.max_visible, kWarps * kPageTokens);
+    stream_scores<<<stretches, kThreads, row_bytes, native(stream)>>>(p);
     return launch_status("stream_scores");
   }
   RETURN_IF_ERROR(allow(hold_keys_and_score, 2 * row_bytes));

@@ -26,7 +26,7 @@ constexpr int kMostClusters = 4;        // more rows keep the device busy one bl
 static_assert(kDigits == 2 * kThreads && kWarps == kWarp);
 
 struct Shared {
-  int histogram[kDigits];
+  alignas(8) int histogram[kDigits];
   int warp_sums[2][kWarps];
   std::uint32_t digit;
   int in_digit;  // scores of that digit
@@ -127,10 +127,13 @@ __device__ void find_digit(Shared& s, int rank) {
   Cluster::sync();
   const int high = kDigits - 1 - 2 * static_cast<int>(threadIdx.x), low = high - 1;
   int num_high = 0, num_low = 0;
-  for (int block = 0; block < Cluster::size(); ++block) {
-    const Shared& counted = Cluster::shared_of(s, block);
-    num_high += counted.histogram[high];
-    num_low += counted.histogram[low];
+  const int num_blocks = Cluster::size();
+#pragma unroll
+  for (int block = 0; block < kClusterBlocks; ++block) {  // without branches: all loads under way
+    const Shared& counted = Cluster::shared_of(s, min(block, num_blocks - 1));
+    const int2 both = *reinterpret_cast<const int2*>(&counted.histogram[low]);
+    num_low += block < num_blocks ? both.x : 0;
+    num_high += block < num_blocks ? both.y : 0;
   }
   int total;
   const int before = sum_before(num_high + num_low, s.warp_sums[0], total);
@@ -265,9 +268,11 @@ __global__ void __launch_bounds__(kThreads) top_k(TopKParams p) {
         s.num_ties = all_ties;
       }
       Cluster::sync();
-      for (int earlier = 0; earlier < block; ++earlier) {
-        above_rank += Cluster::shared_of(s, earlier).num_above;
-        tie_rank += Cluster::shared_of(s, earlier).num_ties;
+#pragma unroll
+      for (int earlier = 0; earlier < kClusterBlocks - 1; ++earlier) {
+        const Shared& counted = Cluster::shared_of(s, min(earlier, num_blocks - 1));
+        above_rank += earlier < block ? counted.num_above : 0;
+        tie_rank += earlier < block ? counted.num_ties : 0;
       }
     }
     // 3. Bits become positions.

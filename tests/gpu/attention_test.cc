@@ -261,7 +261,15 @@ TEST_P(CudaAttend, ModelDimensionsAndFp8Weights) {
 }
 TEST_P(CudaAttend, EveryLengthOfDenseRows) {
   check({{16, 128, 64, 128, 512, 0.02f},
-         {{1, 1}, {63, 1}, {64, 2}, {65, 2}, {513, 1}, {2048, 1}, {5000, 1}},
+         {{1, 1},
+          {63, 1},
+          {64, 2},
+          {65, 2},
+          {513, 1},
+          {2048, 1},
+          {5000, 1},
+          {66, 2, Purpose::kPrefill},
+          {4500, 1, Purpose::kPrefill}},
          QuantFormat::kF8E4m3B128,
          0});
 }
