@@ -123,8 +123,7 @@ struct ScratchPlan {
   std::int64_t query_bytes, sum_bytes, stat_bytes;
 
   ScratchPlan(const AttendRowsParams& p, Purpose purpose) {
-    // Sums of so many splits still fit the L2 cache of a large card.
-    constexpr int kSplitsAtOnce = 128;
+    constexpr int kSplitsAtOnce = 256;  // 67 MB of sums for 128 heads
     split_keys = purpose == Purpose::kDecode ? kDecodeSplitKeys : kPrefillSplitKeys;
     const std::int64_t most_keys =
         p.sparse ? std::min<std::int64_t>(p.max_visible, p.selection.positions.cols)

@@ -376,7 +376,7 @@ Status launch_attend_latent(const AttendLatentParams& params, const Stream& stre
       cuda_status(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device),
                   "attention: number of multiprocessors"));
   // Many heads in a block read the keys less often; few make more blocks of a few rows. A block of
-  // many takes about as long as three of few.
+  // many takes about as long as two of few.
   constexpr int kMany = 4, kFew = 1;
   const int heads = a.rows.dims.num_heads;
   const auto waves = [&](int heads_per_block) {
@@ -385,7 +385,7 @@ Status launch_attend_latent(const AttendLatentParams& params, const Stream& stre
   };
   const bool many = heads % Layout<kMany>::kHeads == 0 &&
                     Layout<kMany>::shared_bytes(1) <= shared_limit &&
-                    3 * waves(Layout<kMany>::kHeads) < waves(Layout<kFew>::kHeads);
+                    2 * waves(Layout<kMany>::kHeads) < waves(Layout<kFew>::kHeads);
   if (many) {
     const int num_stages = Layout<kMany>::shared_bytes(2) <= shared_limit ? 2 : 1;
     RETURN_IF_ERROR(launch_tiles<kMany>(a, num_stages, stream));

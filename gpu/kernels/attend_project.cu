@@ -152,12 +152,19 @@ __global__ void __launch_bounds__(kThreads) project_values(AttendLatentParams a)
   const bf16* mixed = a.queries + std::int64_t{head} * kLatentWidth;
   const int row_begin = static_cast<int>(blockIdx.z) * kRowsPerBlock;
   const int row_end = min(row_begin + kRowsPerBlock, a.num_rows);
+  const auto load_turn = [&](int begin) {
+    load_rows(mixed + begin * mixed_stride, mixed_stride, min(kRowsPerTurn, row_end - begin),
+              kLatentDim, rows);
+  };
+  load_turn(row_begin);
   decode_weight<kFormat, kLatentDim>(p.kv_b, std::int64_t{head} * (nope + value) + nope + first,
                                      kValueRows, 0, weight);
   for (int begin = row_begin; begin < row_end; begin += kRowsPerTurn) {
     const int num_rows = min(kRowsPerTurn, row_end - begin);
-    if (begin != row_begin) __syncthreads();
-    load_rows(mixed + begin * mixed_stride, mixed_stride, num_rows, kLatentDim, rows);
+    if (begin != row_begin) {
+      __syncthreads();
+      load_turn(begin);
+    }
     wait_for_copies();
     __syncthreads();
     if (n >= num_rows) continue;
