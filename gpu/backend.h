@@ -1,6 +1,6 @@
-// The backend of one GPU: simple kernels for every operation, all in one stream, decode and prefill
-// rows in the same arithmetic. Products of activations and weights use the defined arithmetic
-// (quant/defined_arithmetic.h) throughout.
+// The backend of one GPU: kernels for every operation, all in one stream. Decode and prefill rows
+// share one arithmetic, but for how attention splits a row's keys. Products of activations and
+// weights use the defined arithmetic (quant/defined_arithmetic.h), but for those within attention.
 #pragma once
 
 #include <vector>
