@@ -242,7 +242,8 @@ class Bench {
       const std::int64_t heads = std::int64_t{num_rows} * kHeads;
       a.queries = as<bf16>(step_queries);
       a.split_sums = as<float>(step_sums);
-      a.split_stats = reinterpret_cast<float2*>(a.split_sums + heads * a.max_splits * kLatentDim);
+      a.split_stats =
+          reinterpret_cast<SplitStat*>(a.split_sums + heads * a.max_splits * kLatentDim);
       return a;
     };
     for (const int num_rows : {1, 2, 4, 8, 16, 32, 64}) {

@@ -136,7 +136,7 @@ struct ScratchPlan {
     const std::int64_t split_heads = max_splits > 1 ? heads * max_splits : 0;
     query_bytes = heads * kLatentWidth * static_cast<int>(sizeof(bf16));
     sum_bytes = split_heads * kLatentDim * static_cast<int>(sizeof(float));
-    stat_bytes = split_heads * static_cast<int>(sizeof(float2));
+    stat_bytes = split_heads * static_cast<int>(sizeof(SplitStat));
   }
   std::int64_t bytes() const { return query_bytes + sum_bytes + stat_bytes; }
 };
@@ -153,7 +153,7 @@ Status attend_on_tensor_cores(const AttendRowsParams& p, const Stream& stream) {
     AttendLatentParams a{p, begin, 0, plan.split_keys, plan.max_splits, nullptr, nullptr, nullptr};
     a.queries = reinterpret_cast<bf16*>(p.scratch);
     a.split_sums = reinterpret_cast<float*>(p.scratch + plan.query_bytes);
-    a.split_stats = reinterpret_cast<float2*>(p.scratch + plan.query_bytes + plan.sum_bytes);
+    a.split_stats = reinterpret_cast<SplitStat*>(p.scratch + plan.query_bytes + plan.sum_bytes);
     for (; a.row_begin < end; a.row_begin += plan.rows_at_once) {
       a.num_rows = std::min(plan.rows_at_once, end - a.row_begin);
       RETURN_IF_ERROR(launch_absorb_queries(a, stream));

@@ -327,17 +327,17 @@ __global__ void __launch_bounds__(kMergeThreads) merge_splits(AttendLatentParams
   const std::int64_t first = local_row * a.max_splits * num_heads + head;
   float highest = -INFINITY;
   for (int s = 0; s < splits.count; ++s) {
-    highest = fmaxf(highest, a.split_stats[first + std::int64_t{s} * num_heads].x);
+    highest = fmaxf(highest, a.split_stats[first + std::int64_t{s} * num_heads].highest);
   }
   float4 sum{};
   float total = 0.0f;
   for (int s = 0; s < splits.count; ++s) {
     const std::int64_t at = first + std::int64_t{s} * num_heads;
-    const float2 stats = a.split_stats[at];
-    const float weight = exp2f(stats.x - highest);
+    const SplitStat stat = a.split_stats[at];
+    const float weight = exp2f(stat.highest - highest);
     const float4 part =
         reinterpret_cast<const float4*>(a.split_sums + at * kLatentDim)[threadIdx.x];
-    total = __fmaf_rn(weight, stats.y, total);
+    total = __fmaf_rn(weight, stat.total, total);
     sum.x = __fmaf_rn(weight, part.x, sum.x);
     sum.y = __fmaf_rn(weight, part.y, sum.y);
     sum.z = __fmaf_rn(weight, part.z, sum.z);

@@ -2,8 +2,6 @@
 // published models with multi-head latent attention share.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
 #include "gpu/launch.h"
 
 namespace stoker::gpu {
@@ -17,15 +15,20 @@ inline constexpr int kDecodeSplitKeys = 256;
 inline constexpr int kPrefillSplitKeys = 4096;
 inline constexpr int kMostSplits = 16;  // bounds the memory for sums of splits
 
+// What a split's sums are relative to: its highest score, in powers of two; and its sum of weights.
+struct SplitStat {
+  float highest, total;
+};
+
 // Rows [row_begin, + num_rows) of `rows`.
 struct AttendLatentParams {
   AttendRowsParams rows;
   int row_begin, num_rows;
-  int split_keys;       // by the rows' purpose
-  int max_splits;       // of a row
-  bf16* queries;        // [num_rows, num_heads, kLatentWidth]; results take the place of latents
-  float* split_sums;    // [num_rows, max_splits, num_heads, kLatentDim]
-  float2* split_stats;  // [num_rows, max_splits, num_heads] highest score, sum of weights
+  int split_keys;          // by the rows' purpose
+  int max_splits;          // of a row
+  bf16* queries;           // [num_rows, num_heads, kLatentWidth]; results take the place of latents
+  float* split_sums;       // [num_rows, max_splits, num_heads, kLatentDim]
+  SplitStat* split_stats;  // [num_rows, max_splits, num_heads]
 };
 
 // queries = q_nope . Wk beside q_rope
