@@ -178,13 +178,7 @@ __device__ Threshold kth_largest(Shared& s, const float* scores, int count, int 
       gathered = true;
       for_each_key(scores, count, [&](std::uint32_t key) {
         if (!matches(key)) return;
-        // One addition for the lanes that are here together.
-        const auto together = cooperative_groups::coalesced_threads();
-        int first = 0;
-        if (together.thread_rank() == 0) {
-          first = atomicAdd(&s.num_candidates, static_cast<int>(together.size()));
-        }
-        s.candidates[together.shfl(first, 0) + static_cast<int>(together.thread_rank())] = key;
+        s.candidates[atomicAdd(&s.num_candidates, 1)] = key;
       });
     }
   }
