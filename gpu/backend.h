@@ -1,6 +1,6 @@
-// The backend of one GPU: simple kernels for every operation, all in one stream, decode and prefill
-// rows in the same arithmetic. Products of activations and weights use the defined arithmetic
-// (quant/defined_arithmetic.h) throughout.
+// The backend of one GPU: kernels for every operation, all in one stream. Decode and prefill rows
+// share one arithmetic, but for how attention splits a row's keys. Products of activations and
+// weights use the defined arithmetic (quant/defined_arithmetic.h), but for those within attention.
 #pragma once
 
 #include <vector>
@@ -90,7 +90,8 @@ class CudaBackend final : public Backend {
   StepCache steps_;
   DeviceBuffer inv_freq_;
   // Scratch, written and read in stream order, so that one of each is enough.
-  DeviceBuffer scores_;         // F32 [rows at once, positions]
+  DeviceBuffer scores_;  // F32 [rows at once, positions]
+  DeviceBuffer attend_scratch_;
   DeviceBuffer routes_;         // experts, weights, forced [T, top_k] each
   DeviceBuffer combine_slots_;  // slots, weights [T, top_k] each
   DeviceBuffer upload_;         // parts of experts that lie in host memory

@@ -23,6 +23,11 @@ void check_rows(const StepView& step, const TensorView& x) {
   CHECK(x.rows == step.num_rows(), "{} rows in a step of {}", x.rows, step.num_rows());
 }
 
+// Positions that the row which sees the most sees.
+int max_visible(std::span<const std::int32_t> positions) {
+  return positions.empty() ? 0 : *std::max_element(positions.begin(), positions.end()) + 1;
+}
+
 template <typename T>
 T* at(const DeviceBuffer& buffer, std::size_t index) {
   return reinterpret_cast<T*>(buffer.data()) + index;
@@ -120,19 +125,20 @@ Status CudaBackend::select_rows(const StepView& step, const SelectParams& params
     const int num_rows = std::min(kScoreRows, step.num_rows() - begin);
     const auto positions =
         step.positions.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(num_rows));
-    const int max_visible = *std::max_element(positions.begin(), positions.end()) + 1;
-    if (max_visible > params.dims.top_k) {
+    const int most_visible = max_visible(positions);
+    const std::int64_t stride = (std::int64_t{most_visible} + 3) / 4 * 4;
+    if (most_visible > params.dims.top_k) {
       // Grown by half as much again, so that a growing context seldom allocates.
-      const std::int64_t needed = std::int64_t{num_rows} * max_visible * 4;
+      const std::int64_t needed = num_rows * stride * 4;
       if (scores_.bytes() < needed) RETURN_IF_ERROR(scores_.grow(needed + needed / 2), "scores");
     }
     float* scores = at<float>(scores_, 0);
     RETURN_IF_ERROR(
         launch_index_scores({params.dims, params.queries, params.weights, params.keys.rows, tables,
-                             begin, num_rows, max_visible, scores, max_visible},
+                             begin, num_rows, most_visible, scores, stride},
                             stream_));
     RETURN_IF_ERROR(launch_top_k(
-        {params.dims.top_k, tables.positions, begin, num_rows, scores, max_visible, params.out},
+        {params.dims.top_k, tables.positions, begin, num_rows, scores, stride, params.out},
         stream_));
   }
   return {};
@@ -140,12 +146,22 @@ Status CudaBackend::select_rows(const StepView& step, const SelectParams& params
 
 void CudaBackend::attend(const StepView& step, const AttendParams& params) {
   check_rows(step, params.queries);
-  run([&] {
+  run([&]() -> Status {
     const bool sparse = params.selection != nullptr;
-    return launch_attend(
-        {params.dims, params.queries, view_of(*params.kv_b), params.latents.rows,
-         steps_.tables(step), sparse, sparse ? *params.selection : Selection{}, params.out},
-        stream_);
+    AttendRowsParams rows{params.dims,
+                          params.queries,
+                          view_of(*params.kv_b),
+                          params.latents.rows,
+                          steps_.tables(step),
+                          step.ranges,
+                          max_visible(step.positions),
+                          sparse,
+                          sparse ? *params.selection : Selection{},
+                          params.out,
+                          nullptr};
+    RETURN_IF_ERROR(attend_scratch_.grow(attend_scratch_bytes(rows)), "sums of attention");
+    rows.scratch = attend_scratch_.data();
+    return launch_attend(rows, stream_);
   });
 }
 

@@ -131,7 +131,7 @@ struct IndexScoreParams {
   TensorView cache;    // index keys
   StepTables step;
   int row_begin, num_rows;
-  int max_visible;  // over those rows
+  int max_visible;  // the most that one of those rows sees
   float* scores;    // [num_rows, score_stride]
   std::int64_t score_stride;
 };
@@ -142,24 +142,28 @@ struct TopKParams {
   int top_k;
   const std::int32_t* positions;  // [T]
   int row_begin, num_rows;
-  const float* scores;  // [num_rows, score_stride]
-  std::int64_t score_stride;
+  const float* scores;        // [num_rows, score_stride]
+  std::int64_t score_stride;  // a multiple of 4
   Selection out;
 };
 Status launch_top_k(const TopKParams& params, const Stream& stream);
 
-// Absorbed MLA: softmax(scale * (q_nope . Wk . c_j + q_rope . r_j)) over the chosen j, times c_j, .
-// Wv
+// Absorbed MLA: softmax(scale * (q_nope . Wk . c_j + q_rope . r_j)) over the chosen j, times c_j .
+// Wv. A row's bits depend on nothing but the row and its purpose.
 struct AttendRowsParams {
   AttentionDims dims;
   TensorView queries;  // [T, num_heads * (nope + rope)]
   QuantView kv_b;      // row-major [num_heads * (nope + value), latent]
   TensorView cache;    // latents
   StepTables step;
+  std::span<const RowRange> ranges;  // cover the rows in order
+  int max_visible;                   // over all rows
   bool sparse;
-  Selection selection;  // if sparse
+  Selection selection;  // if sparse; rows of count -1 see no more than top_k positions
   TensorView out;       // [T, num_heads * value_dim]
+  std::byte* scratch;   // attend_scratch_bytes()
 };
+std::int64_t attend_scratch_bytes(const AttendRowsParams& params);
 Status launch_attend(const AttendRowsParams& params, const Stream& stream);
 
 struct RouteRowsParams {

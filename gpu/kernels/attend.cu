@@ -1,8 +1,12 @@
+// Attention for any dimensions and types, and the choice between it and tensor cores.
+#include <algorithm>
+
 #include "gpu/error.h"
+#include "gpu/kernels/attend_steps.h"
 #include "gpu/kernels/common/pages.cuh"
 #include "gpu/kernels/common/reduce.cuh"
 #include "gpu/kernels/common/rows.cuh"
-#include "gpu/launch.h"
+#include "gpu/kernels/common/visible.cuh"
 #include "quant/tile16.h"
 
 namespace stoker::gpu {
@@ -14,24 +18,6 @@ constexpr int kChunk = 64;  // positions per turn of the running softmax
 
 __device__ float weight_at(const QuantView& w, std::int64_t row, std::int64_t col) {
   return quant::element_at(w, row, col) * quant::scale_at(w, row, col);
-}
-
-// Positions that a row attends to, in order.
-struct Visible {
-  const std::int32_t* chosen;  // null: all
-  int count;
-  __device__ int position(int i) const { return chosen == nullptr ? i : chosen[i]; }
-};
-
-__device__ Visible visible_to(const AttendRowsParams& p, std::int64_t row) {
-  const Visible all{nullptr, p.step.positions[row] + 1};
-  if (!p.sparse) return all;
-  const int count = static_cast<const std::int32_t*>(
-      p.selection.counts.data)[row * p.selection.counts.row_stride];
-  if (count < 0) return all;
-  return {static_cast<const std::int32_t*>(p.selection.positions.data) +
-              row * p.selection.positions.row_stride,
-          count};
 }
 
 // One block per row and head. Shared memory: query [latent + rope], sums [latent], probabilities
@@ -118,7 +104,76 @@ __global__ void __launch_bounds__(kThreads) attend(AttendRowsParams p) {
   }
 }
 
+bool is_aligned(const TensorView& x) {
+  return reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && x.row_stride % 8 == 0;
+}
+
+bool takes_tensor_cores(const AttendRowsParams& p) {
+  const AttentionDims& dims = p.dims;
+  return p.queries.dtype == DType::kBf16 && p.cache.dtype == DType::kBf16 &&
+         dims.latent_dim == kLatentDim && dims.rope_dim == kLatentRope &&
+         dims.num_heads % 16 == 0 && dims.nope_dim % 32 == 0 && dims.nope_dim <= 256 &&
+         dims.value_dim % 32 == 0 && is_aligned(p.queries) && is_aligned(p.cache) &&
+         reinterpret_cast<std::uintptr_t>(p.kv_b.payload) % 16 == 0;
+}
+
+// How many rows of a purpose the tensor cores take at once, and what lies in the scratch for them.
+struct ScratchPlan {
+  int split_keys, max_splits, rows_at_once;
+  std::int64_t query_bytes, sum_bytes, stat_bytes;
+
+  ScratchPlan(const AttendRowsParams& p, Purpose purpose) {
+    constexpr int kSplitsAtOnce = 256;  // 67 MB of sums for 128 heads
+    split_keys = purpose == Purpose::kDecode ? kDecodeSplitKeys : kPrefillSplitKeys;
+    const std::int64_t most_keys =
+        p.sparse ? std::min<std::int64_t>(p.max_visible, p.selection.positions.cols)
+                 : p.max_visible;
+    max_splits = static_cast<int>(
+        std::clamp<std::int64_t>((most_keys + split_keys - 1) / split_keys, 1, kMostSplits));
+    rows_at_once =
+        static_cast<int>(std::min<std::int64_t>(p.queries.rows, kSplitsAtOnce / max_splits));
+    const std::int64_t heads = std::int64_t{rows_at_once} * p.dims.num_heads;
+    const std::int64_t split_heads = max_splits > 1 ? heads * max_splits : 0;
+    query_bytes = heads * kLatentWidth * static_cast<int>(sizeof(bf16));
+    sum_bytes = split_heads * kLatentDim * static_cast<int>(sizeof(float));
+    stat_bytes = split_heads * static_cast<int>(sizeof(SplitStat));
+  }
+  std::int64_t bytes() const { return query_bytes + sum_bytes + stat_bytes; }
+};
+
+Status attend_on_tensor_cores(const AttendRowsParams& p, const Stream& stream) {
+  for (std::size_t i = 0; i < p.ranges.size();) {
+    const Purpose purpose = p.ranges[i].purpose;
+    const int begin = p.ranges[i].row_begin;
+    int end = begin;
+    for (; i < p.ranges.size() && p.ranges[i].purpose == purpose; ++i) {
+      end = p.ranges[i].row_begin + p.ranges[i].num_rows;
+    }
+    const ScratchPlan plan(p, purpose);
+    AttendLatentParams a{p, begin, 0, plan.split_keys, plan.max_splits, nullptr, nullptr, nullptr};
+    a.queries = reinterpret_cast<bf16*>(p.scratch);
+    a.split_sums = reinterpret_cast<float*>(p.scratch + plan.query_bytes);
+    a.split_stats = reinterpret_cast<SplitStat*>(p.scratch + plan.query_bytes + plan.sum_bytes);
+    for (; a.row_begin < end; a.row_begin += plan.rows_at_once) {
+      a.num_rows = std::min(plan.rows_at_once, end - a.row_begin);
+      RETURN_IF_ERROR(launch_absorb_queries(a, stream));
+      RETURN_IF_ERROR(launch_attend_latent(a, stream));
+      RETURN_IF_ERROR(launch_project_values(a, stream));
+    }
+  }
+  return {};
+}
+
 }  // namespace
+
+std::int64_t attend_scratch_bytes(const AttendRowsParams& params) {
+  if (params.queries.rows == 0 || !takes_tensor_cores(params)) return 0;
+  std::int64_t bytes = 0;
+  for (const RowRange& range : params.ranges) {
+    bytes = std::max(bytes, ScratchPlan(params, range.purpose).bytes());
+  }
+  return bytes;
+}
 
 Status launch_attend(const AttendRowsParams& params, const Stream& stream) {
   const AttendRowsParams& p = params;
@@ -132,6 +187,7 @@ Status launch_attend(const AttendRowsParams& params, const Stream& stream) {
             p.kv_b.rows == std::int64_t{dims.num_heads} * (dims.nope_dim + dims.value_dim),
         "kv_b [{}, {}]", p.kv_b.rows, p.kv_b.cols);
   if (p.queries.rows == 0) return {};
+  if (takes_tensor_cores(p)) return attend_on_tensor_cores(p, stream);
   const int shared_bytes =
       (2 * dims.latent_dim + dims.rope_dim + 2 * kChunk) * static_cast<int>(sizeof(float));
   RETURN_IF_ERROR(

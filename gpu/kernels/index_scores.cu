@@ -1,8 +1,9 @@
+// Scores for any dimensions and types.
 #include "gpu/error.h"
 #include "gpu/kernels/common/pages.cuh"
 #include "gpu/kernels/common/reduce.cuh"
 #include "gpu/kernels/common/rows.cuh"
-#include "gpu/launch.h"
+#include "gpu/kernels/index_scores_mma.h"
 
 namespace stoker::gpu {
 namespace {
@@ -56,6 +57,7 @@ Status launch_index_scores(const IndexScoreParams& params, const Stream& stream)
         "indexer of {} heads of {}: {} query columns, {} cache columns, {} weights",
         p.dims.num_heads, p.dims.head_dim, p.queries.cols, p.cache.cols, p.weights.cols);
   if (p.num_rows == 0 || p.max_visible <= p.dims.top_k) return {};
+  if (scores_on_tensor_cores(p)) return launch_index_scores_mma(p, stream);
   const int shared_bytes =
       (p.dims.num_heads * (p.dims.head_dim + 1) + kThreads / kWarp * p.dims.head_dim) *
       static_cast<int>(sizeof(float));

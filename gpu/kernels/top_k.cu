@@ -1,3 +1,9 @@
+// Radix selection: the k-th largest key is found digit by digit by counting, then everything above
+// it is listed in order. A score is read three times; a fourth and fifth time only where more than
+// kCandidates of them share the highest digits of the k-th. Where the device has clusters, the
+// blocks of one share a long row: each takes a slice and reads the others' counts.
+#include <cooperative_groups.h>
+
 #include "gpu/error.h"
 #include "gpu/kernels/common/reduce.cuh"
 #include "gpu/kernels/common/rows.cuh"
@@ -6,8 +12,55 @@
 namespace stoker::gpu {
 namespace {
 
-constexpr int kThreads = 512;
-constexpr int kDigits = 256;
+constexpr int kThreads = 1024;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kDigitBits = 11;
+constexpr int kDigits = 1 << kDigitBits;
+constexpr int kCandidates = 8192;
+constexpr int kSegment = 1 << 16;  // scores whose flags are held at once
+constexpr int kGroup = 4 * kWarp;  // scores that a warp reads at once, four to a lane
+constexpr int kWords = kSegment / 32;
+constexpr int kClusterBlocks = 8;
+constexpr int kWorthCluster = 1 << 16;  // scores of a row
+constexpr int kMostClusters = 4;        // more rows keep the device busy one block each
+static_assert(kDigits == 2 * kThreads && kWarps == kWarp);
+
+struct Shared {
+  alignas(8) int histogram[kDigits];
+  int warp_sums[2][kWarps];
+  std::uint32_t digit;
+  int in_digit;  // scores of that digit
+  int rank;      // among them
+  int num_candidates;
+  int num_above, num_ties;
+  union {
+    std::uint32_t candidates[kCandidates];
+    struct {  // a bit per score
+      std::uint32_t above[kWords], ties[kWords];
+    } flags;
+  };
+};
+
+// The blocks that share a row; one block where there are no clusters.
+struct Cluster {
+#if __CUDA_ARCH__ >= 900
+  __device__ static int size() {
+    return static_cast<int>(cooperative_groups::this_cluster().num_blocks());
+  }
+  __device__ static int rank() {
+    return static_cast<int>(cooperative_groups::this_cluster().block_rank());
+  }
+  __device__ static void sync() { cooperative_groups::this_cluster().sync(); }
+  __device__ static Shared& shared_of(Shared& own, int rank) {
+    return *cooperative_groups::this_cluster().map_shared_rank(&own, rank);
+  }
+#else
+  __device__ static int size() { return 1; }
+  __device__ static int rank() { return 0; }
+  __device__ static void sync() { __syncthreads(); }
+  __device__ static Shared& shared_of(Shared& own, int) { return own; }
+#endif
+};
 
 // Larger scores have larger keys; -0 and +0 have the same.
 __device__ std::uint32_t order_key(float score) {
@@ -15,71 +68,225 @@ __device__ std::uint32_t order_key(float score) {
   return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
 }
 
-// The key of the k-th largest score, and how many scores equal to it belong to the k largest. Finds
-// eight bits of the key at a time by counting. Called by the whole block.
+// Calls f(key) for every score; loads run ahead of their uses.
+template <typename F>
+__device__ void for_each_key(const float* scores, int count, F&& f) {
+  constexpr int kAhead = 4;
+  const auto* fours = reinterpret_cast<const float4*>(scores);
+  const int num_fours = count / 4;
+  const auto take = [&](const float4& four) {
+    f(order_key(four.x));
+    f(order_key(four.y));
+    f(order_key(four.z));
+    f(order_key(four.w));
+  };
+  int i = static_cast<int>(threadIdx.x);
+  for (; i + (kAhead - 1) * kThreads < num_fours; i += kAhead * kThreads) {
+    float4 ahead[kAhead];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) ahead[j] = __ldg(fours + i + j * kThreads);
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) take(ahead[j]);
+  }
+  for (; i < num_fours; i += kThreads) take(__ldg(fours + i));
+  const int last = 4 * num_fours + static_cast<int>(threadIdx.x);
+  if (last < count) f(order_key(__ldg(scores + last)));
+}
+
+// The sum of `value` over the threads before this one; `total`: over all. Called by the whole block
+// in step, with one of two places in turn.
+__device__ int sum_before(int value, int (&warp_sums)[kWarps], int& total) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  int sum = value;
+  for (int step = 1; step < kWarp; step *= 2) {
+    const int other = __shfl_up_sync(kAllLanes, sum, step);
+    if (lane >= step) sum += other;
+  }
+  if (lane == kWarp - 1) warp_sums[threadIdx.x / kWarp] = sum;
+  __syncthreads();
+  int before = warp_sums[lane];
+  for (int step = 1; step < kWarp; step *= 2) {
+    const int other = __shfl_up_sync(kAllLanes, before, step);
+    if (lane >= step) before += other;
+  }
+  total = __shfl_sync(kAllLanes, before, kWarp - 1);
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int earlier = __shfl_sync(kAllLanes, before, warp == 0 ? 0 : warp - 1);
+  return (warp == 0 ? 0 : earlier) + sum - value;
+}
+
+// The key of the k-th largest score, and how many scores equal to it belong to the k largest.
 struct Threshold {
   std::uint32_t key;
   int ties;
 };
-__device__ Threshold kth_largest(const float* scores, int count, int k) {
-  __shared__ int histogram[kDigits];
-  __shared__ Threshold found;
-  std::uint32_t prefix = 0, mask = 0;
-  int remaining = k;
-  for (int shift = 24; shift >= 0; shift -= 8) {
-    for (int i = static_cast<int>(threadIdx.x); i < kDigits; i += kThreads) histogram[i] = 0;
-    __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
-      const std::uint32_t key = order_key(scores[i]);
-      if ((key & mask) == prefix) atomicAdd(&histogram[key >> shift & 0xffu], 1);
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      int digit = kDigits - 1;
-      while (digit > 0 && histogram[digit] < remaining) remaining -= histogram[digit--];
-      found = {prefix | static_cast<std::uint32_t>(digit) << shift, remaining};
-    }
-    __syncthreads();
-    prefix = found.key;
-    remaining = found.ties;
-    mask |= 0xffu << shift;
-    __syncthreads();
+
+// Finds the digit of the `rank`-th largest key that the cluster's blocks counted. Leaves digit,
+// in_digit and rank in s, and the cluster in step.
+__device__ void find_digit(Shared& s, int rank) {
+  Cluster::sync();
+  const int high = kDigits - 1 - 2 * static_cast<int>(threadIdx.x), low = high - 1;
+  int num_high = 0, num_low = 0;
+  const int num_blocks = Cluster::size();
+#pragma unroll
+  for (int block = 0; block < kClusterBlocks; ++block) {  // without branches: all loads under way
+    const Shared& counted = Cluster::shared_of(s, min(block, num_blocks - 1));
+    const int2 both = *reinterpret_cast<const int2*>(&counted.histogram[low]);
+    num_low += block < num_blocks ? both.x : 0;
+    num_high += block < num_blocks ? both.y : 0;
   }
-  return {prefix, remaining};
+  int total;
+  const int before = sum_before(num_high + num_low, s.warp_sums[0], total);
+  if (before < rank && rank <= before + num_high + num_low) {
+    const bool is_high = rank <= before + num_high;
+    s.digit = static_cast<std::uint32_t>(is_high ? high : low);
+    s.in_digit = is_high ? num_high : num_low;
+    s.rank = rank - before - (is_high ? 0 : num_high);
+  }
+  Cluster::sync();
 }
 
-// One block per row.
+// Of the scores of all blocks of the cluster; these `count` are this block's.
+__device__ Threshold kth_largest(Shared& s, const float* scores, int count, int k) {
+  std::uint32_t prefix = 0;
+  int known_bits = 0, rank = k;
+  bool gathered = false;  // all keys with that prefix are among the candidates
+  if (threadIdx.x == 0) s.num_candidates = 0;
+  while (true) {
+    const int bits = min(kDigitBits, 32 - known_bits), shift = 32 - known_bits - bits;
+    for (int i = static_cast<int>(threadIdx.x); i < kDigits; i += kThreads) s.histogram[i] = 0;
+    __syncthreads();
+    const auto matches = [&](std::uint32_t key) {
+      return known_bits == 0 || key >> (32 - known_bits) == prefix;
+    };
+    const auto count_key = [&](std::uint32_t key) {
+      if (matches(key)) atomicAdd(&s.histogram[key >> shift & ((1u << bits) - 1u)], 1);
+    };
+    if (gathered) {
+      for (int i = static_cast<int>(threadIdx.x); i < s.num_candidates; i += kThreads) {
+        count_key(s.candidates[i]);
+      }
+    } else {
+      for_each_key(scores, count, count_key);
+    }
+    find_digit(s, rank);
+    prefix = prefix << bits | s.digit;
+    rank = s.rank;
+    known_bits += bits;
+    if (known_bits == 32) return {prefix, rank};
+    if (!gathered && s.in_digit <= kCandidates) {
+      gathered = true;
+      for_each_key(scores, count, [&](std::uint32_t key) {
+        if (!matches(key)) return;
+        s.candidates[atomicAdd(&s.num_candidates, 1)] = key;
+      });
+    }
+  }
+}
+
+// One cluster per row.
 __global__ void __launch_bounds__(kThreads) top_k(TopKParams p) {
-  __shared__ int scratch[kThreads / kWarp];
-  const std::int64_t row = p.row_begin + static_cast<std::int64_t>(blockIdx.x);
+  __shared__ Shared s;
+  const int num_blocks = Cluster::size(), block = Cluster::rank();
+  const std::int64_t local_row = static_cast<int>(blockIdx.x) / num_blocks;
+  const std::int64_t row = p.row_begin + local_row;
   const int visible = p.positions[row] + 1;
   std::int32_t* count =
       static_cast<std::int32_t*>(p.out.counts.data) + row * p.out.counts.row_stride;
   if (visible <= p.top_k) {
-    if (threadIdx.x == 0) *count = -1;
+    if (threadIdx.x == 0 && block == 0) *count = -1;
     return;
   }
-  const float* scores = p.scores + blockIdx.x * p.score_stride;
-  const Threshold threshold = kth_largest(scores, visible, p.top_k);
+  const int slice = ((visible + num_blocks - 1) / num_blocks + kGroup - 1) / kGroup * kGroup;
+  const int slice_begin = min(block * slice, visible),
+            slice_end = min(slice_begin + slice, visible);
+  const float* scores = p.scores + local_row * p.score_stride;
+  const Threshold threshold =
+      kth_largest(s, scores + slice_begin, slice_end - slice_begin, p.top_k);
   std::int32_t* out =
       static_cast<std::int32_t*>(p.out.positions.data) + row * p.out.positions.row_stride;
-  // Positions in order, those above the threshold and the first few that equal it.
-  int above_before = 0, ties_before = 0;
-  for (int begin = 0; begin < visible; begin += kThreads) {
-    const int position = begin + static_cast<int>(threadIdx.x);
-    const std::uint32_t key = position < visible ? order_key(scores[position]) : 0;
-    const bool above = position < visible && key > threshold.key;
-    const bool tie = position < visible && key == threshold.key;
-    int num_above, num_ties;
-    const int above_rank = above_before + block_rank(above, scratch, num_above);
-    const int tie_rank = ties_before + block_rank(tie, scratch, num_ties);
-    if (above || (tie && tie_rank < threshold.ties)) {
-      out[above_rank + min(tie_rank, threshold.ties)] = position;
+
+  // Positions in order, those above the threshold and the first few that equal it. The slice of a
+  // block that is not alone fits a segment.
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
+  int above_before = 0, ties_before = 0, begin = slice_begin;
+  do {
+    const int end = min(begin + kSegment, slice_end),
+              num_groups = (end - begin + kGroup - 1) / kGroup;
+    __syncthreads();  // candidates or flags before are done with
+                      // 1. A bit per score.
+#pragma unroll 4
+    for (int group = warp; group < num_groups; group += kWarps) {
+      const int position = begin + group * kGroup + 4 * lane;
+      float four[4] = {};
+      if (position + 3 < end) {
+        *reinterpret_cast<float4*>(four) =
+            __ldg(reinterpret_cast<const float4*>(scores + position));
+      } else {
+        for (int c = 0; c < 4 && position + c < end; ++c) four[c] = scores[position + c];
+      }
+      std::uint32_t above = 0, ties = 0;
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const std::uint32_t key = order_key(four[c]);
+        const std::uint32_t bit = position + c < end ? 1u << (lane % 8 * 4 + c) : 0u;
+        above |= key > threshold.key ? bit : 0u;
+        ties |= key == threshold.key ? bit : 0u;
+      }
+#pragma unroll
+      for (int step = 1; step < 8; step *= 2) {  // eight lanes make a word
+        above |= __shfl_xor_sync(kAllLanes, above, step);
+        ties |= __shfl_xor_sync(kAllLanes, ties, step);
+      }
+      if (lane % 8 == 0) {
+        s.flags.above[group * 4 + lane / 8] = above;
+        s.flags.ties[group * 4 + lane / 8] = ties;
+      }
     }
-    above_before += num_above;
-    ties_before += num_ties;
-  }
-  if (threadIdx.x == 0) *count = p.top_k;
+    __syncthreads();
+    // 2. A thread takes a few words and learns how many bits stand before them.
+    const int num_words = num_groups * 4, words_each = (num_words + kThreads - 1) / kThreads;
+    const int first = min(thread * words_each, num_words);
+    const int last = min(first + words_each, num_words);
+    int num_above = 0, num_ties = 0;
+    for (int word = first; word < last; ++word) {
+      num_above += __popc(s.flags.above[word]);
+      num_ties += __popc(s.flags.ties[word]);
+    }
+    int all_above, all_ties;
+    int above_rank = above_before + sum_before(num_above, s.warp_sums[0], all_above);
+    int tie_rank = ties_before + sum_before(num_ties, s.warp_sums[1], all_ties);
+    if (num_blocks > 1) {
+      if (thread == 0) {
+        s.num_above = all_above;
+        s.num_ties = all_ties;
+      }
+      Cluster::sync();
+#pragma unroll
+      for (int earlier = 0; earlier < kClusterBlocks - 1; ++earlier) {
+        const Shared& counted = Cluster::shared_of(s, min(earlier, num_blocks - 1));
+        above_rank += earlier < block ? counted.num_above : 0;
+        tie_rank += earlier < block ? counted.num_ties : 0;
+      }
+    }
+    // 3. Bits become positions.
+    for (int word = first; word < last; ++word) {
+      const std::uint32_t above = s.flags.above[word];
+      for (std::uint32_t left = above | s.flags.ties[word]; left != 0; left &= left - 1) {
+        const int bit = __ffs(static_cast<int>(left)) - 1;
+        if ((above >> bit & 1u) != 0) {
+          out[above_rank++ + min(tie_rank, threshold.ties)] = begin + word * 32 + bit;
+        } else if (tie_rank++ < threshold.ties) {
+          out[above_rank + tie_rank - 1] = begin + word * 32 + bit;
+        }
+      }
+    }
+    above_before += all_above;
+    ties_before += all_ties;
+    begin = end;
+  } while (begin < slice_end);
+  if (thread == 0 && block == 0) *count = p.top_k;
+  if (num_blocks > 1) Cluster::sync();  // others may still read this block's counts
 }
 
 }  // namespace
@@ -89,9 +296,28 @@ Status launch_top_k(const TopKParams& params, const Stream& stream) {
   CHECK(p.top_k > 0 && p.out.positions.cols >= p.top_k && p.out.positions.dtype == DType::kI32 &&
             p.out.counts.dtype == DType::kI32,
         "top {} into {} columns", p.top_k, p.out.positions.cols);
+  CHECK(p.score_stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(p.scores) % 16 == 0,
+        "rows of {} scores cannot be read four at a time", p.score_stride);
   if (p.num_rows == 0) return {};
-  top_k<<<static_cast<unsigned>(p.num_rows), kThreads, 0, native(stream)>>>(p);
-  return launch_status("top_k");
+  int device = 0, major = 0;
+  RETURN_IF_ERROR(cuda_status(cudaGetDevice(&device), "top_k: the current device"));
+  RETURN_IF_ERROR(
+      cuda_status(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+                  "top_k: compute capability"));
+  const bool together = major >= 9 && p.num_rows <= kMostClusters &&
+                        p.score_stride >= kWorthCluster &&
+                        p.score_stride <= std::int64_t{kClusterBlocks} * kSegment;
+  const unsigned num_blocks = together ? kClusterBlocks : 1;
+  cudaLaunchAttribute cluster;
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {num_blocks, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(p.num_rows) * num_blocks);
+  config.blockDim = dim3(kThreads);
+  config.stream = native(stream);
+  config.attrs = &cluster;
+  config.numAttrs = together ? 1 : 0;
+  return cuda_status(cudaLaunchKernelEx(&config, top_k, p), "top_k");
 }
 
 }  // namespace stoker::gpu

@@ -92,6 +92,43 @@ TEST_P(CudaAttention, SelectsWithTheModelsDimensions) {
   check_selection(step, dims, queries, weights, keys);
 }
 
+// Dimensions for which BF16 keys go to tensor cores, around the borders of pages and tiles.
+TEST_P(CudaAttention, SelectsAtEveryLength) {
+  Random random(23);
+  const IndexerDims dims{64, 128, 62};
+  const TestStep step({{1, 1},
+                       {63, 1},
+                       {64, 1},
+                       {65, 1},
+                       {256, 1},
+                       {257, 3},
+                       {2048, 1},
+                       {330, 20, Purpose::kPrefill},
+                       {5000, 2}});
+  const int num_rows = step.num_rows();
+  Values queries(num_rows, 64 * 128), weights(num_rows, 64), keys(step.cache_rows(), 128);
+  for (Values* values : {&queries, &weights, &keys}) {
+    for (float& value : values->data) value = static_cast<float>(random.below(3) - 1);
+  }
+  check_selection(step, dims, queries, weights, keys);
+}
+
+// More equal scores than candidates are gathered, and more scores than flags are held at once.
+TEST_P(CudaAttention, SelectsFromLongContexts) {
+  Random random(24);
+  const IndexerDims dims{1, 4, 2048};
+  const TestStep step({{140000, 2}});
+  Values queries(2, 4), weights(2, 1), keys(step.cache_rows(), 4);
+  queries.at(0, 0) = 1.0f;  // 256 different scores
+  queries.at(1, 0) = 1.0f / 256;
+  queries.at(1, 1) = 1.0f;  // 65536
+  for (float& value : weights.data) value = 1.0f;
+  for (float& value : keys.data) value = static_cast<float>(random.below(256));
+  check_selection(step, dims, queries, weights, keys);
+  for (float& value : queries.data) value = 0.0f;
+  check_selection(step, dims, queries, weights, keys);
+}
+
 struct AttentionCase {
   AttentionDims dims;
   std::vector<TestStep::Part> parts;
@@ -221,6 +258,90 @@ TEST_P(CudaAttend, SelectedAndDenseRowsTogether) {
 }
 TEST_P(CudaAttend, ModelDimensionsAndFp8Weights) {
   check({{2, 128, 64, 128, 512, 0.02f}, {{200, 2}, {130, 1}}, QuantFormat::kF8E4m3B128, 64});
+}
+TEST_P(CudaAttend, EveryLengthOfDenseRows) {
+  check({{16, 128, 64, 128, 512, 0.02f},
+         {{1, 1},
+          {63, 1},
+          {64, 2},
+          {65, 2},
+          {513, 1},
+          {2048, 1},
+          {5000, 1},
+          {66, 2, Purpose::kPrefill},
+          {4500, 1, Purpose::kPrefill}},
+         QuantFormat::kF8E4m3B128,
+         0});
+}
+TEST_P(CudaAttend, SelectedRowsOfSeveralSplits) {
+  check({{16, 128, 64, 128, 512, 0.02f}, {{6200, 1}, {1500, 2}}, QuantFormat::kBf16, 2048});
+}
+TEST_P(CudaAttend, OtherHeadDimensionsAndFormats) {
+  check({{16, 192, 64, 256, 512, 0.02f}, {{130, 2}}, QuantFormat::kF32, 0});
+  check({{16, 64, 64, 32, 512, 0.02f}, {{130, 2}}, QuantFormat::kF16, 0});
+}
+
+// Alone, beside a few others, and in a batch large enough for blocks of another shape.
+TEST_P(CudaAttend, BatchesChangeNoBit) {
+  Random random(25);
+  const AttentionDims dims{64, 128, 64, 128, 512, 0.02f};
+  constexpr int kTopK = 2048;
+  const TestStep step({{1, 1}, {63, 1}, {64, 1}, {65, 1}, {700, 60}, {2048, 2}, {5000, 40}});
+  const int num_rows = step.num_rows(), query_dim = dims.num_heads * (128 + 64);
+  const Tensor q = upload(random.values(num_rows, query_dim, activation), activation);
+  const Tensor latents =
+      upload(random.values(step.cache_rows(), 576, backend->kv_dtype()), backend->kv_dtype());
+  HostMatrix kv_b = random.matrix(QuantFormat::kF8E4m3B128, dims.num_heads * 256, 512);
+  auto weight = backend->adopt_kv_b(kv_b.view, dims);
+  ASSERT_TRUE(weight.ok());
+  const Tensor positions = empty(DType::kI32, num_rows, kTopK);
+  const Tensor counts = empty(DType::kI32, num_rows, 1);
+  std::vector<std::int32_t> chosen(static_cast<std::size_t>(num_rows * kTopK)), how_many;
+  for (int t = 0; t < num_rows; ++t) {
+    const bool dense = step.positions[static_cast<std::size_t>(t)] < kTopK;
+    how_many.push_back(dense ? -1 : kTopK);
+    for (int i = 0; i < kTopK; ++i) chosen[static_cast<std::size_t>(t * kTopK + i)] = 2 * i + t % 2;
+  }
+  backend->copy_in(positions.view(), chosen.data());
+  backend->copy_in(counts.view(), how_many.data());
+  expect_fine();
+  const auto attend = [&](const StepView& view, int begin, bool sparse) {
+    const Tensor out = empty(activation, view.num_rows(), dims.num_heads * 128);
+    CHECK(backend->begin_step(view).ok(), "begin");
+    const Selection selection{positions.view().row_slice(begin, view.num_rows()),
+                              counts.view().row_slice(begin, view.num_rows())};
+    backend->attend(view, {dims,
+                           q.view().row_slice(begin, view.num_rows()),
+                           weight->get(),
+                           {latents.view()},
+                           sparse ? &selection : nullptr,
+                           out.view()});
+    return download(out.view());
+  };
+  for (const bool sparse : {false, true}) {
+    const Values together = attend(step.view, 0, sparse);
+    for (const int num_together : {1, 3}) {
+      for (int t = 0; t + num_together <= num_rows; t += t < 6 ? 1 : 13) {
+        if (step.sequence_of(t) != step.sequence_of(t + num_together - 1)) continue;
+        const RowRange ranges[] = {{0, num_together, 0, Purpose::kDecode}};
+        const auto first = static_cast<std::size_t>(t),
+                   count = static_cast<std::size_t>(num_together);
+        const SequencePages pages[] = {
+            step.sequences[static_cast<std::size_t>(step.sequence_of(t))]};
+        const StepView view{std::span(step.tokens).subspan(first, count),
+                            std::span(step.positions).subspan(first, count),
+                            ranges,
+                            pages,
+                            {}};
+        const Values alone = attend(view, t, sparse);
+        for (std::int64_t i = 0; i < num_together; ++i) {
+          const std::vector<float> expected(together.row(t + i), together.row(t + i + 1));
+          const std::vector<float> got(alone.row(i), alone.row(i + 1));
+          ASSERT_EQ(got, expected) << "row " << t + i << (sparse ? ", sparse" : ", dense");
+        }
+      }
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Activations, CudaAttention, testing::Values(DType::kBf16, DType::kF32),

@@ -1,0 +1,266 @@
+// Scores on tensor cores. A warp keeps keys in registers and takes the heads sixteen at a time out
+// of shared memory. A dot does not care in which order k is walked, so k is numbered such that a
+// lane's share of a key is 16 neighbouring bytes, and the queries lie in shared memory as
+// fragments.
+//
+// Two kernels with one arithmetic: where a row is alone, keys are read as a stream; where rows may
+// share a sequence, keys stay while row after row passes.
+#include <algorithm>
+
+#include "gpu/error.h"
+#include "gpu/kernels/common/mma.cuh"
+#include "gpu/kernels/common/pages.cuh"
+#include "gpu/kernels/common/reduce.cuh"
+#include "gpu/kernels/common/rows.cuh"
+#include "gpu/kernels/index_scores_mma.h"
+
+namespace stoker::gpu {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * kWarp;
+constexpr int kWarpTiles = 4;  // of 8 keys that a warp holds
+constexpr int kBlockKeys = kWarps * kWarpTiles * kMmaN;
+constexpr int kLoads = kIndexDim / 32;  // a lane reads 8 of every 32 values of a key
+constexpr int kSteps = kIndexDim / kMmaK;
+constexpr int kMostRowsPerBlock = 8;
+constexpr int kEnoughBlocks = 1024;
+
+struct Lane {
+  int group, member;  // as in fragments
+};
+__device__ Lane this_lane() {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  return {lane / 4, lane % 4};
+}
+
+// A row's queries to `to` [heads / 16, kSteps, kWarp] fragments of 16 bytes, after
+// wait_for_copies(), and its weights.
+__device__ void load_queries(const IndexScoreParams& p, std::int64_t row, uint4* to,
+                             float* weights) {
+  // A thread copies one chunk of one head in every tile: the step's lower k, its higher k, and
+  // those of the next step.
+  constexpr int kChunks = kIndexDim / kChunk;
+  static_assert(kThreads == kMmaM * kChunks);
+  const int thread = static_cast<int>(threadIdx.x);
+  const int head = thread / kChunks, chunk = thread % kChunks;
+  const auto* query =
+      static_cast<const bf16*>(p.queries.data) + row * p.queries.row_stride + thread * kChunk;
+  const int fragment = chunk / 4 * 2 * kWarp + head % 8 * 4 + chunk % 4;
+  const unsigned first = shared_address(to + fragment) + head / 8 * 4;
+  constexpr int kStepBytes = kWarp * kChunkBytes;
+  for (int tile = 0; tile < p.dims.num_heads / kMmaM; ++tile) {
+    const bf16* from = query + tile * kMmaM * kIndexDim;
+    const unsigned at = first + tile * kSteps * kStepBytes;
+    copy_word_async(at, from);
+    copy_word_async(at + 8, from + 2);
+    copy_word_async(at + kStepBytes, from + 4);
+    copy_word_async(at + kStepBytes + 8, from + 6);
+  }
+  const auto* weight = static_cast<const float*>(p.weights.data) + row * p.weights.row_stride;
+  for (int i = thread; i < p.dims.num_heads; i += kThreads) {
+    copy_word_async(shared_address(weights + i), weight + i);
+  }
+}
+
+// This lane's share of the key at `key`.
+__device__ void load_key(const bf16* key, uint4 (&out)[kLoads]) {
+  const auto* chunks = reinterpret_cast<const uint4*>(key) + this_lane().member;
+#pragma unroll
+  for (int i = 0; i < kLoads; ++i) out[i] = __ldg(chunks + 4 * i);
+}
+
+// Scores of keys 2 * member and 2 * member + 1 of each tile, where keys[tile] is this lane's share
+// of the tile's key `group`.
+template <int kTiles>
+__device__ void score_keys(const uint4 (&keys)[kTiles][kLoads], const uint4* queries,
+                           const float* weights, int num_heads, float (&scores)[kTiles][2]) {
+  const Lane lane = this_lane();
+#pragma unroll
+  for (auto& score : scores) score[0] = score[1] = 0.0f;
+#pragma unroll(4 / kTiles)
+  for (int head = 0; head < num_heads; head += kMmaM) {
+    float dots[kTiles][4] = {};
+    const uint4* fragments = queries + head / kMmaM * kSteps * kWarp + threadIdx.x % kWarp;
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const uint4 q0 = fragments[2 * i * kWarp], q1 = fragments[(2 * i + 1) * kWarp];
+      const unsigned first[4] = {q0.x, q0.y, q0.z, q0.w}, second[4] = {q1.x, q1.y, q1.z, q1.w};
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) mma(dots[n], first, keys[n][i].x, keys[n][i].y);
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) mma(dots[n], second, keys[n][i].z, keys[n][i].w);
+    }
+    const float low = weights[head + lane.group], high = weights[head + lane.group + 8];
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        scores[n][i] = __fmaf_rn(fmaxf(dots[n][i], 0.0f), low, scores[n][i]);
+        scores[n][i] = __fmaf_rn(fmaxf(dots[n][2 + i], 0.0f), high, scores[n][i]);
+      }
+    }
+  }
+#pragma unroll
+  for (auto& score : scores) {
+#pragma unroll
+    for (float& sum : score) {
+      sum += __shfl_xor_sync(kAllLanes, sum, 4);
+      sum += __shfl_xor_sync(kAllLanes, sum, 8);
+      sum += __shfl_xor_sync(kAllLanes, sum, 16);
+    }
+  }
+}
+
+// One block per stretch of the only row's positions; a warp takes a page. Shared memory: queries,
+// weights [heads].
+__global__ void __launch_bounds__(kThreads, 2) stream_scores(IndexScoreParams p) {
+  extern __shared__ uint4 queries[];
+  auto* weights = reinterpret_cast<float*>(queries + p.dims.num_heads * kIndexDim / kChunk);
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const Lane lane = this_lane();
+  const std::int64_t row = p.row_begin;
+  const int visible = p.max_visible;  // the only row's
+  const int page = static_cast<int>(blockIdx.x) * kWarps + warp;
+  constexpr int kTurnTiles = 2, kTurns = kPageTokens / kMmaN / kTurnTiles;
+  const std::int64_t first = cache_row(p.step.index_pages + p.step.index_first[row],
+                                       min(page, (visible - 1) / kPageTokens) * kPageTokens);
+  // Rows of the page behind the last position hold nothing, but can be read.
+  uint4 keys[2][kTurnTiles][kLoads];  // two turns ahead
+  const auto load_turn = [&](int turn, uint4(&out)[kTurnTiles][kLoads]) {
+#pragma unroll
+    for (int n = 0; n < kTurnTiles; ++n) {
+      const std::int64_t at = first + (turn * kTurnTiles + n) * kMmaN + lane.group;
+      load_key(static_cast<const bf16*>(p.cache.data) + at * p.cache.row_stride, out[n]);
+    }
+  };
+  load_turn(0, keys[0]);
+  load_turn(1, keys[1]);
+  load_queries(p, row, queries, weights);
+  wait_for_copies();
+  __syncthreads();
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn) {
+    float scores[kTurnTiles][2];
+    score_keys(keys[turn % 2], queries, weights, p.dims.num_heads, scores);
+    if (turn + 2 < kTurns) load_turn(turn + 2, keys[turn % 2]);
+    if (lane.group >= kTurnTiles) continue;  // one group stores one tile
+    const int tile = turn * kTurnTiles + lane.group;
+    const int position = page * kPageTokens + tile * kMmaN + 2 * lane.member;
+    float* out = p.scores + position;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (position + i < visible) out[i] = lane.group == 0 ? scores[0][i] : scores[1][i];
+    }
+  }
+}
+
+// One block per stretch of positions and few rows. Shared memory: two rows' queries, then their
+// weights [heads].
+__global__ void __launch_bounds__(kThreads, 2)
+    hold_keys_and_score(IndexScoreParams p, int rows_per_block) {
+  extern __shared__ uint4 queries[];
+  const int num_heads = p.dims.num_heads, row_fragments = num_heads * kIndexDim / kChunk;
+  auto* all_weights = reinterpret_cast<float*>(queries + 2 * row_fragments);
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const Lane lane = this_lane();
+  const int block_begin = static_cast<int>(blockIdx.x) * kBlockKeys;
+  const int begin = block_begin + warp * kWarpTiles * kMmaN;
+  const int row_end = min((static_cast<int>(blockIdx.y) + 1) * rows_per_block, p.num_rows);
+  const auto visible_to = [&](int local_row) {
+    return p.step.positions[p.row_begin + local_row] + 1;
+  };
+  // The first of those from local_row on that has scores in this stretch.
+  const auto scored_row = [&](int local_row) {
+    while (local_row < row_end && visible_to(local_row) <= max(p.dims.top_k, block_begin)) {
+      ++local_row;
+    }
+    return local_row;
+  };
+  const auto load_row = [&](int local_row, int buffer) {
+    load_queries(p, p.row_begin + local_row, queries + buffer * row_fragments,
+                 all_weights + buffer * num_heads);
+  };
+  uint4 keys[kWarpTiles][kLoads];
+  int held_sequence = -1, held_end = 0;  // whose keys are in registers, up to which position
+  int local_row = scored_row(static_cast<int>(blockIdx.y) * rows_per_block);
+  if (local_row < row_end) load_row(local_row, 0);
+  for (int buffer = 0; local_row < row_end; buffer = 1 - buffer) {
+    const std::int64_t row = p.row_begin + local_row;
+    const int visible = visible_to(local_row);
+
+    // 1. Keys, unless an earlier row of the sequence left them here.
+    const int sequence = p.step.index_first[row];
+    const int needed = min(visible, block_begin + kBlockKeys);
+    if (sequence != held_sequence || needed > held_end) {
+      held_sequence = sequence;
+      held_end = needed;
+      const std::int32_t* pages = p.step.index_pages + sequence;
+#pragma unroll
+      for (int n = 0; n < kWarpTiles; ++n) {
+        const int position = begin + n * kMmaN + lane.group;
+        const std::int64_t at = cache_row(pages, min(position, visible - 1));
+        load_key(static_cast<const bf16*>(p.cache.data) + at * p.cache.row_stride, keys[n]);
+      }
+    }
+
+    // 2. Queries: this row's have come, the next row's may come where those before were.
+    wait_for_copies();
+    __syncthreads();
+    const int next_row = scored_row(local_row + 1);
+    if (next_row < row_end) load_row(next_row, 1 - buffer);
+    float scores[kWarpTiles][2];
+    score_keys(keys, queries + buffer * row_fragments, all_weights + buffer * num_heads, num_heads,
+               scores);
+#pragma unroll
+    for (int n = 0; n < kWarpTiles; ++n) {
+      const int position = begin + n * kMmaN + 2 * lane.member;
+      float* out = p.scores + local_row * p.score_stride + position;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (lane.group == n && position + i < visible) out[i] = scores[n][i];
+      }
+    }
+    local_row = next_row;
+  }
+}
+
+bool is_aligned(const TensorView& x) {
+  return reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && x.row_stride % 8 == 0;
+}
+
+}  // namespace
+
+bool scores_on_tensor_cores(const IndexScoreParams& params) {
+  const IndexScoreParams& p = params;
+  return p.queries.dtype == DType::kBf16 && p.cache.dtype == DType::kBf16 &&
+         p.weights.dtype == DType::kF32 && p.dims.head_dim == kIndexDim &&
+         p.dims.num_heads % kMmaM == 0 && p.dims.num_heads <= kMostIndexHeads &&
+         is_aligned(p.queries) && is_aligned(p.cache);
+}
+
+Status launch_index_scores_mma(const IndexScoreParams& params, const Stream& stream) {
+  const IndexScoreParams& p = params;
+  const int row_bytes = p.dims.num_heads * (kIndexDim * static_cast<int>(sizeof(bf16)) +
+                                            static_cast<int>(sizeof(float)));
+  const auto allow = [](auto* kernel, int shared_bytes) {
+    return cuda_status(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
+        "indexer: shared memory for queries");
+  };
+  if (p.num_rows == 1) {
+    RETURN_IF_ERROR(allow(stream_scores, row_bytes));
+    const unsigned stretches = blocks_for(p.max_visible, kWarps * kPageTokens);
+    stream_scores<<<stretches, kThreads, row_bytes, native(stream)>>>(p);
+    return launch_status("stream_scores");
+  }
+  RETURN_IF_ERROR(allow(hold_keys_and_score, 2 * row_bytes));
+  const unsigned stretches = blocks_for(p.max_visible, kBlockKeys);
+  const int rows_per_block =
+      std::clamp(static_cast<int>(stretches) * p.num_rows / kEnoughBlocks, 1, kMostRowsPerBlock);
+  const dim3 grid(stretches, blocks_for(p.num_rows, rows_per_block));
+  hold_keys_and_score<<<grid, kThreads, 2 * row_bytes, native(stream)>>>(p, rows_per_block);
+  return launch_status("hold_keys_and_score");
+}
+
+}  // namespace stoker::gpu
