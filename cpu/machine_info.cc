@@ -6,6 +6,8 @@
 #include <fstream>
 #include <string_view>
 
+#include "cpu/memory_limit.h"
+
 namespace stoker {
 namespace {
 
@@ -70,6 +72,8 @@ MachineInfo MachineInfo::detect(Isa chosen) {
   info.chosen = chosen;
   info.memory_bytes = number(field("/proc/meminfo", "MemTotal")) * 1024;
   info.memory_available_bytes = number(field("/proc/meminfo", "MemAvailable")) * 1024;
+  if (const auto left = memory_left_to_process())
+    info.memory_available_bytes = std::min(info.memory_available_bytes, *left);
   info.drives = list_drives();
   return info;
 }

@@ -23,7 +23,7 @@ struct MachineInfo {
   std::vector<Isa> isas;  // available, ascending
   Isa chosen = Isa::kScalar;
   std::int64_t memory_bytes = 0;
-  std::int64_t memory_available_bytes = 0;
+  std::int64_t memory_available_bytes = 0;  // to this process: control groups count
   std::vector<BlockDrive> drives;
 
   // `chosen`: the instruction set that would be used.

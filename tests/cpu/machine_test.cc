@@ -6,6 +6,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/machine_info.h"
+#include "cpu/memory_limit.h"
 #include "cpu/topology.h"
 
 namespace stoker {
@@ -36,6 +37,50 @@ TEST(Topology, PinOrderNamesDistinctCpusOnePerCoreFirst) {
 }
 
 TEST(MachineInfo, DetectFindsMemory) { EXPECT_GT(MachineInfo::detect().memory_bytes, 0); }
+
+class MemoryLimit : public ::testing::Test {
+ protected:
+  void put(const std::string& path, const std::string& text) {
+    fs::create_directories((root_ / path).parent_path());
+    std::ofstream(root_ / path) << text << "\n";
+  }
+  std::optional<std::int64_t> left() const {
+    return memory_left_to_process((root_ / "membership").string(), (root_ / "mount").string());
+  }
+  void TearDown() override { fs::remove_all(root_); }
+
+  fs::path root_ = fs::path(::testing::TempDir()) / "stoker_memory_limit";
+};
+
+TEST_F(MemoryLimit, IsTheLeastOfAllGroupsAbove) {
+  put("membership", "0::/slice/job");
+  put("mount/slice/job/memory.max", "max");
+  put("mount/slice/memory.max", "1000");
+  put("mount/slice/memory.current", "700");
+  put("mount/slice/memory.stat", "anon 600\ninactive_file 100\nactive_file 0");
+  EXPECT_EQ(left(), 400);
+  put("mount/slice/job/memory.max", "800");
+  put("mount/slice/job/memory.current", "650");
+  EXPECT_EQ(left(), 150);
+  put("mount/slice/job/memory.current", "900");  // over it: nothing is left
+  EXPECT_EQ(left(), 0);
+}
+
+TEST_F(MemoryLimit, OfVersion1AndOfAContainerThatSeesItsOwnGroupAsTheRoot) {
+  put("membership", "9:cpuset:/\n4:memory:/docker/1234\n0::/");
+  put("mount/memory/memory.limit_in_bytes", "5000");
+  put("mount/memory/memory.usage_in_bytes", "1000");
+  EXPECT_EQ(left(), 4000);
+  put("mount/memory/memory.limit_in_bytes", "9223372036854771712");
+  EXPECT_EQ(left(), std::nullopt);
+}
+
+TEST_F(MemoryLimit, IsNoneWhereNothingIsSaid) {
+  EXPECT_EQ(left(), std::nullopt);
+  put("membership", "nonsense\n0::/slice");
+  put("mount/slice/memory.max", "many");
+  EXPECT_EQ(left(), std::nullopt);
+}
 
 TEST(MachineInfo, DrivesAreReadFromAnyTree) {
   const fs::path root = fs::path(::testing::TempDir()) / "sys_block";
