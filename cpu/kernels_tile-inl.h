@@ -236,17 +236,28 @@ STOKER_KERNEL void put_panel(const V d[4], std::int64_t col, std::int64_t, int l
 template <typename Format, typename T>
 static void decode_tile(const TileMatrix& w, std::int64_t tile, int lane, T* dst) {
   constexpr int kStepCols = 4 * Format::kQuads;
-  for (int s = 0; s < kSlices; ++s) {
-    const std::byte* from = w.payload + tile * w.tile_bytes + s * kLanes * 4;
-    for (std::int64_t col = 0; col < w.cols; col += kStepCols, from += Format::kStepBytes) {
-      V d[kStepCols];
-      decode_natural<Format>(from, d);
-      const V scale = Format::scale(w, tile, col / w.group, s);
-      for (int q = 0; q < Format::kQuads; ++q) {
-        for (int j = 0; j < 4; ++j) d[4 * q + j] = Simd::mul(d[4 * q + j], scale);
-        put_panel(d + 4 * q, col + 4 * q, w.cols, lane + s * kLanes, dst);
+  const std::byte* at = w.payload + tile * w.tile_bytes;
+  for (std::int64_t begin = 0, g = 0; begin < w.cols; begin += w.group, ++g) {
+    const std::int64_t end = begin + w.group < w.cols ? begin + w.group : w.cols;
+    const std::int64_t num_steps = (end - begin + kStepCols - 1) / kStepCols;
+    for (int s = 0; s < kSlices; ++s) {
+      const V scale = Format::scale(w, tile, g, s);
+      const std::byte* from = at + s * kLanes * 4;
+      for (std::int64_t step = 0; step < num_steps; ++step, from += Format::kStepBytes) {
+        V d[kStepCols];
+        decode_natural<Format>(from, d);
+        if (s == 0) {
+          for (int line = 0; line < Format::kStepBytes; line += 64)
+            __builtin_prefetch(from + line + kPrefetchAhead);
+        }
+        for (int q = 0; q < Format::kQuads; ++q) {
+          const std::int64_t col = begin + kStepCols * step + 4 * q;
+          for (int j = 0; j < 4; ++j) d[4 * q + j] = Simd::mul(d[4 * q + j], scale);
+          put_panel(d + 4 * q, col, w.cols, lane + s * kLanes, dst);
+        }
       }
     }
+    at += num_steps * Format::kStepBytes;
   }
 }
 
