@@ -1,6 +1,7 @@
-// The backend of one GPU: simple kernels for every operation, all in one stream, decode and prefill
-// rows in the same arithmetic. Products of activations and weights use the defined arithmetic
-// (quant/defined_arithmetic.h) throughout.
+// The backend of one GPU: kernels for every operation, all in one stream, decode and prefill rows in
+// the same arithmetic. Routed experts use the defined arithmetic (quant/defined_arithmetic.h); so
+// do dense linears, unless their inputs are BF16 and their weights FP8 or BF16: those run on tensor
+// cores (kernels/linear_few.cu).
 #pragma once
 
 #include <vector>
@@ -75,6 +76,7 @@ class CudaBackend final : public Backend {
   template <typename F>
   void run(F&& enqueue);
 
+  Status multiply(const BackendWeight& weight, const TensorView& x, const TensorView& y);
   Status select_rows(const StepView& step, const SelectParams& params);
   Status route_rows(const RouteParams& params);
   Status run_parts(const ExpertParams& params);
@@ -90,6 +92,8 @@ class CudaBackend final : public Backend {
   StepCache steps_;
   DeviceBuffer inv_freq_;
   // Scratch, written and read in stream order, so that one of each is enough.
+  DeviceBuffer partials_;       // sums of parts of a linear's columns
+  DeviceBuffer counters_;       // how many blocks have added theirs; zeros between launches
   DeviceBuffer scores_;         // F32 [rows at once, positions]
   DeviceBuffer routes_;         // experts, weights, forced [T, top_k] each
   DeviceBuffer combine_slots_;  // slots, weights [T, top_k] each

@@ -38,14 +38,25 @@ void CudaBackend::embed(const StepView& step, const BackendWeight& table, Tensor
 void CudaBackend::linear(const StepView& step, const BackendWeight& weight, TensorView x,
                          TensorView y) {
   check_rows(step, x);
-  run([&] { return launch_gemv({view_of(weight), x, y}, stream_); });
+  run([&] { return multiply(weight, x, y); });
+}
+
+Status CudaBackend::multiply(const BackendWeight& weight, const TensorView& x,
+                             const TensorView& y) {
+  const QuantView& w = view_of(weight);
+  if (!suits_linear_few(w, x.dtype)) return launch_gemv({w, x, y}, stream_);
+  const LinearScratchSize scratch = linear_few_scratch(w, x.rows);
+  RETURN_IF_ERROR(partials_.grow(scratch.partial_bytes), "partial sums of a linear");
+  RETURN_IF_ERROR(counters_.grow(scratch.counter_bytes), "counters of a linear");
+  return launch_linear_few({w, x, y, {at<float>(partials_, 0), at<unsigned>(counters_, 0)}},
+                           stream_);
 }
 
 void CudaBackend::logits(const StepView& step, const BackendWeight& head, TensorView x,
                          TensorView y) {
   CHECK(x.rows == static_cast<std::int64_t>(step.logit_rows.size()) && y.dtype == DType::kF32,
         "{} rows of {} logit rows", x.rows, step.logit_rows.size());
-  run([&] { return launch_gemv({view_of(head), x, y}, stream_); });
+  run([&] { return multiply(head, x, y); });
 }
 
 void CudaBackend::gather_logit_rows(const StepView& step, TensorView x, TensorView out) {
