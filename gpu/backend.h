@@ -1,12 +1,13 @@
-// The backend of one GPU: kernels for every operation, all in one stream, decode and prefill rows in
-// the same arithmetic. Routed experts use the defined arithmetic (quant/defined_arithmetic.h); so
-// do dense linears, unless their inputs are BF16 and their weights FP8 or BF16: those run on tensor
-// cores (kernels/linear_few.cu).
+// The backend of one GPU: kernels for every operation, all in one stream. Routed experts use the
+// defined arithmetic (quant/defined_arithmetic.h); so do dense linears, unless their inputs are
+// BF16 and their weights FP8 or BF16: those run on tensor cores, rows of decode and verify by
+// kernels/linear_few.cu, rows of prefill by cuBLASLt where the machine has it.
 #pragma once
 
 #include <vector>
 
 #include "core/interface/backend.h"
+#include "gpu/cublaslt.h"
 #include "gpu/device.h"
 #include "gpu/factory.h"
 #include "gpu/launch.h"
@@ -70,13 +71,15 @@ class CudaBackend final : public Backend {
 
  private:
   CudaBackend(const CudaBackendOptions& options, Stream stream, StagingRing staging,
-              std::vector<StreamEvent> events);
+              std::vector<StreamEvent> events, std::unique_ptr<CublasLt> cublaslt);
 
   // Runs `enqueue` with this device current, unless an earlier error stands; keeps its error.
   template <typename F>
   void run(F&& enqueue);
 
-  Status multiply(const BackendWeight& weight, const TensorView& x, const TensorView& y);
+  // Rows of decode and verify, and of prefill.
+  Status multiply_few(const QuantView& weight, const TensorView& x, const TensorView& y);
+  Status multiply_many(const QuantView& weight, const TensorView& x, const TensorView& y);
   Status select_rows(const StepView& step, const SelectParams& params);
   Status route_rows(const RouteParams& params);
   Status run_parts(const ExpertParams& params);
@@ -92,12 +95,14 @@ class CudaBackend final : public Backend {
   StepCache steps_;
   DeviceBuffer inv_freq_;
   // Scratch, written and read in stream order, so that one of each is enough.
-  DeviceBuffer partials_;       // sums of parts of a linear's columns
-  DeviceBuffer counters_;       // how many blocks have added theirs; zeros between launches
-  DeviceBuffer scores_;         // F32 [rows at once, positions]
-  DeviceBuffer routes_;         // experts, weights, forced [T, top_k] each
-  DeviceBuffer combine_slots_;  // slots, weights [T, top_k] each
-  DeviceBuffer upload_;         // parts of experts that lie in host memory
+  std::unique_ptr<CublasLt> cublaslt_;  // null where the machine has none
+  DeviceBuffer widened_;                // rows of a weight as BF16
+  DeviceBuffer partials_;               // sums of parts of a linear's columns
+  DeviceBuffer counters_;               // how many blocks have added theirs; zeros between launches
+  DeviceBuffer scores_;                 // F32 [rows at once, positions]
+  DeviceBuffer routes_;                 // experts, weights, forced [T, top_k] each
+  DeviceBuffer combine_slots_;          // slots, weights [T, top_k] each
+  DeviceBuffer upload_;                 // parts of experts that lie in host memory
   std::int64_t upload_used_ = 0;
   std::vector<ExpertTask> tasks_;  // reused
 };

@@ -57,6 +57,15 @@ bool suits_linear_few(const QuantView& weight, DType x);
 LinearScratchSize linear_few_scratch(const QuantView& weight, std::int64_t rows);
 Status launch_linear_few(const LinearFewParams& params, const Stream& stream);
 
+// out = rows [row_begin, row_begin + num_rows) of an FP8 or BF16 weight times their scales, as
+// BF16, row-major: what a library's product takes. Requires: cols is a multiple of 8.
+struct WidenParams {
+  QuantView weight;  // tile16
+  std::int64_t row_begin, num_rows;
+  bf16* out;  // [num_rows, cols]
+};
+Status launch_widen(const WidenParams& params, const Stream& stream);
+
 // A block of output rows of one expert, for a few of the rows that chose it.
 inline constexpr int kExpertTaskRows = 4;
 struct ExpertTask {

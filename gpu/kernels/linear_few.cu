@@ -5,11 +5,11 @@
 // segments are added in order. How many rows stand beside a row, and how many blocks share a row's
 // segments, does not touch a bit.
 //
-// A warp takes one group of 32 outputs (two tiles): the rows of x are the narrow side of the
-// product, so one to eight of them cost the same, and a lane reads 16 bytes of weights at a time.
-// In an A fragment, lane 4g + t gives rows g and g + 8, here dwords 2m and 2m + 1 of quad g of the
-// tiles; it gives columns 8t .. 8t + 7 of every 32, to two products. The order of columns within a
-// product is free, as long as inputs and weights agree.
+// A warp takes one group of one or two pairs of tiles, 32 outputs each: the rows of x are the
+// narrow side of the product, so one to eight of them cost the same, and a lane reads 16 bytes of
+// weights at a time. In an A fragment, lane 4g + t gives rows g and g + 8, here dwords 2m and
+// 2m + 1 of quad g of a pair; it gives columns 8t .. 8t + 7 of every 32, to two products. The order
+// of columns within a product is free, as long as inputs and weights agree.
 #include <algorithm>
 
 #include "gpu/error.h"
@@ -26,10 +26,14 @@ constexpr int kWarps = 8;  // a segment is a group for each
 constexpr int kThreads = kWarps * kWarp;
 constexpr int kGroup = 128;
 constexpr int kSegmentCols = kWarps * kGroup;
-constexpr int kOutputs = 2 * quant::kTileRows;
-constexpr int kStretch = 32;      // columns of two products
-constexpr int kSumStride = 36;    // so that lanes that store for different rows of x do not clash
-constexpr int kWantedBlocks = 4;  // per multiprocessor
+constexpr int kStretch = 32;  // columns of two products
+constexpr int kStretches = kGroup / kStretch;
+constexpr int kPairOutputs = 2 * quant::kTileRows;
+constexpr int kWantedBlocks = 3;  // per multiprocessor
+
+// Pairs of tiles of a block: so many that a warp has 8 KiB of weights on their way.
+constexpr int pairs_of(QuantFormat format) { return format == QuantFormat::kF8E4m3B128 ? 2 : 1; }
+constexpr int outputs_of(QuantFormat format) { return pairs_of(format) * kPairOutputs; }
 
 struct Plan {
   LinearFewParams p;
@@ -51,28 +55,44 @@ __device__ uint4 load_eight(const bf16* x, std::int64_t k, std::int64_t cols, bo
   return out;
 }
 
-// Sums of the group that begins at column `begin`: sums[m][n] is the C fragment of dwords 2m and
-// 2m + 1 and rows 8n .. 8n + 7 of x.
+// Weights are read once: they would push the inputs, which every block reads, out of the cache.
+__device__ uint4 load_once(const uint4* at) {
+  uint4 out;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
+               : "l"(at));
+  return out;
+}
+
+// The C fragments of a group: [m] holds dwords 2m and 2m + 1, [n] rows 8n .. 8n + 7 of x.
+template <int kTokenTiles>
+struct PairSums {
+  float at[2][kTokenTiles][4] = {};
+};
+
 template <QuantFormat kFormat, int kTokenTiles>
 __device__ void sum_group(const Plan& plan, const quant::Tile16& tile, std::int64_t tile_idx,
-                          std::int64_t begin, float (&sums)[2][kTokenTiles][4]) {
+                          std::int64_t begin, PairSums<kTokenTiles> (&sums)[pairs_of(kFormat)]) {
   const LinearFewParams& p = plan.p;
   const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, t = lane % 4;
+  constexpr int kPairs = pairs_of(kFormat);
   constexpr int kWords = kWordsPerEight<kFormat>;
-  constexpr int kStretches = kGroup / kStretch;
-  const std::int64_t row = tile_idx * quant::kTileRows + 4 * g;
-  const bool has_row = row / quant::kTileRows < tile.num_tiles();
   // 1. Everything that comes from memory.
-  uint4 weights[kStretches][kWords];
+  uint4 weights[kStretches][kPairs][kWords];
   uint4 inputs[kStretches][kTokenTiles];
 #pragma unroll
   for (int s = 0; s < kStretches; ++s) {
     const std::int64_t k = begin + s * kStretch + 8 * t;
-    const auto* at = reinterpret_cast<const uint4*>(p.weight.payload + tile.dword_offset(row, k));
 #pragma unroll
-    for (int w = 0; w < kWords; ++w) {
-      const bool inside = has_row && k + w * kPerWord<kFormat> < tile.padded_cols();
-      weights[s][w] = inside ? __ldcs(at + w * 4) : uint4{};
+    for (int pair = 0; pair < kPairs; ++pair) {
+      const std::int64_t row = tile_idx * quant::kTileRows + pair * kPairOutputs + 4 * g;
+      const bool has_row = row / quant::kTileRows < tile.num_tiles();
+      const auto* at = reinterpret_cast<const uint4*>(p.weight.payload + tile.dword_offset(row, k));
+#pragma unroll
+      for (int w = 0; w < kWords; ++w) {
+        const bool inside = has_row && k + w * kPerWord<kFormat> < tile.padded_cols();
+        weights[s][pair][w] = inside ? load_once(at + w * 4) : uint4{};
+      }
     }
   }
 #pragma unroll
@@ -95,64 +115,76 @@ __device__ void sum_group(const Plan& plan, const quant::Tile16& tile, std::int6
     BfPair x[kTokenTiles][4];
 #pragma unroll
     for (int n = 0; n < kTokenTiles; ++n) arrange_inputs<kFormat>(inputs[s][n], x[n]);
-    BfPair w[4][4];  // [dword][pair of columns]
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
-      unsigned words[kWords];
+    for (int pair = 0; pair < kPairs; ++pair) {
+      BfPair w[4][4];  // [dword][pair of columns]
 #pragma unroll
-      for (int i = 0; i < kWords; ++i) {
-        const uint4& four = weights[s][i];
-        words[i] = r == 0 ? four.x : r == 1 ? four.y : r == 2 ? four.z : four.w;
+      for (int r = 0; r < 4; ++r) {
+        unsigned words[kWords];
+#pragma unroll
+        for (int i = 0; i < kWords; ++i) {
+          const uint4& four = weights[s][pair][i];
+          words[i] = r == 0 ? four.x : r == 1 ? four.y : r == 2 ? four.z : four.w;
+        }
+        unpack_eight<kFormat>(words, w[r]);
       }
-      unpack_eight<kFormat>(words, w[r]);
-    }
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
+      for (int half = 0; half < 2; ++half) {
 #pragma unroll
-      for (int m = 0; m < 2; ++m) {
-        const unsigned a[4] = {w[2 * m][2 * half], w[2 * m + 1][2 * half], w[2 * m][2 * half + 1],
-                               w[2 * m + 1][2 * half + 1]};
+        for (int m = 0; m < 2; ++m) {
+          const unsigned a[4] = {w[2 * m][2 * half], w[2 * m + 1][2 * half], w[2 * m][2 * half + 1],
+                                 w[2 * m + 1][2 * half + 1]};
 #pragma unroll
-        for (int n = 0; n < kTokenTiles; ++n)
-          mma(sums[m][n], a, x[n][2 * half], x[n][2 * half + 1]);
+          for (int n = 0; n < kTokenTiles; ++n) {
+            mma(sums[pair].at[m][n], a, x[n][2 * half], x[n][2 * half + 1]);
+          }
+        }
       }
     }
   }
 }
 
-// The sums of a segment's groups, for the threads that close them.
-template <int kTokenTiles>
+// The sums of a segment's groups, for the threads that close them. Rows are padded so that lanes
+// that store for different rows of x use different banks.
+template <QuantFormat kFormat, int kTokenTiles>
 struct Shared {
-  float sums[kWarps][kTokenTiles * 8 * kSumStride];
-  float scales[kWarps][2];
+  static constexpr int kStride = outputs_of(kFormat) + 4;
+  float sums[kWarps][kTokenTiles * kMmaN * kStride];
+  float scales[kWarps][2 * pairs_of(kFormat)];  // of a tile
 };
 
 template <int kTokenTiles>
-__device__ void store_group(const float (&sums)[2][kTokenTiles][4], int num_rows, float* out) {
+__device__ void store_sums(const PairSums<kTokenTiles>& sums, int num_rows, float* out,
+                           int stride) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int n = 0; n < kTokenTiles; ++n) {
 #pragma unroll
     for (int side = 0; side < 2; ++side) {
-      const int x_row = 8 * n + 2 * t + side;
+      const int x_row = kMmaN * n + 2 * t + side;
       if (x_row >= num_rows) continue;
-      *reinterpret_cast<float4*>(out + x_row * kSumStride + 4 * g) = {
-          sums[0][n][side], sums[0][n][2 + side], sums[1][n][side], sums[1][n][2 + side]};
+      *reinterpret_cast<float4*>(out + x_row * stride + 4 * g) = {
+          sums.at[0][n][side], sums.at[0][n][2 + side], sums.at[1][n][side],
+          sums.at[1][n][2 + side]};
     }
   }
 }
 
-// Block (i, j): outputs 32 i .. 32 i + 31, the j-th share of the segments.
+// Block (i, j): the i-th outputs_of(kFormat) outputs, the j-th share of the segments.
 template <QuantFormat kFormat, int kTokenTiles>
 __global__ void __launch_bounds__(kThreads, 2) linear_few(const __grid_constant__ Plan plan) {
-  __shared__ Shared<kTokenTiles> shared[2];
+  extern __shared__ __align__(16) std::byte memory[];
   __shared__ bool is_last;
+  using Sums = Shared<kFormat, kTokenTiles>;
+  auto* const shared = reinterpret_cast<Sums*>(memory);  // of even and odd segments
+  constexpr int kOutputs = outputs_of(kFormat);
+  constexpr int kRowStep = kThreads / kOutputs;
+  constexpr int kPerThread = kTokenTiles * kMmaN / kRowStep;
   const LinearFewParams& p = plan.p;
   const quant::Tile16 tile{p.weight.rows, p.weight.cols, QuantSpec{kFormat, kGroup}};
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const std::int64_t tile_idx = std::int64_t{blockIdx.x} * 2;
-  constexpr int kPerThread = kTokenTiles * 8 * kOutputs / kThreads;
-  // Value i of this thread: output `output`, row first_row + i * kWarps of x.
+  const std::int64_t tile_idx = std::int64_t{blockIdx.x} * (kOutputs / quant::kTileRows);
+  // Value i of this thread: output `output`, row first_row + i * kRowStep of x.
   const int output = static_cast<int>(threadIdx.x) % kOutputs;
   const int first_row = static_cast<int>(threadIdx.x) / kOutputs;
   float total[kPerThread] = {};
@@ -165,28 +197,31 @@ __global__ void __launch_bounds__(kThreads, 2) linear_few(const __grid_constant_
            output;
   };
   for (int segment = segment_begin; segment < segment_end; ++segment) {
-    Shared<kTokenTiles>& mine = shared[segment % 2];
+    Sums& mine = shared[segment % 2];
     // 1. A group a warp.
-    const std::int64_t begin = std::int64_t{segment} * kSegmentCols + warp * kGroup;
-    const int left = static_cast<int>(
-        (p.weight.cols - std::int64_t{segment} * kSegmentCols + kGroup - 1) / kGroup);
-    const int num_groups = min(left, kWarps);
+    const std::int64_t begin = std::int64_t{segment} * kSegmentCols;
+    const int num_groups =
+        static_cast<int>(min(std::int64_t{kWarps}, (p.weight.cols - begin + kGroup - 1) / kGroup));
     if (warp < num_groups) {
-      const unsigned lane = threadIdx.x % kWarp;
-      if (QuantSpec{kFormat}.has_scales() && lane < 2 && tile_idx + lane < tile.num_tiles()) {
-        mine.scales[warp][lane] =
-            quant::decode_scale(kFormat, p.weight.scales,
-                                tile.scale_index((tile_idx + lane) * quant::kTileRows, begin));
+      const std::int64_t group_begin = begin + warp * kGroup;
+      const std::int64_t scale_tile = tile_idx + threadIdx.x % kWarp;
+      if (QuantSpec{kFormat}.has_scales() && scale_tile < tile.num_tiles() &&
+          scale_tile < tile_idx + kOutputs / quant::kTileRows) {
+        mine.scales[warp][scale_tile - tile_idx] = quant::decode_scale(
+            kFormat, p.weight.scales, tile.scale_index(scale_tile * quant::kTileRows, group_begin));
       }
-      float sums[2][kTokenTiles][4] = {};
-      sum_group<kFormat, kTokenTiles>(plan, tile, tile_idx, begin, sums);
-      store_group<kTokenTiles>(sums, plan.num_rows, mine.sums[warp]);
+      PairSums<kTokenTiles> sums[pairs_of(kFormat)];
+      sum_group<kFormat, kTokenTiles>(plan, tile, tile_idx, group_begin, sums);
+#pragma unroll
+      for (int pair = 0; pair < pairs_of(kFormat); ++pair) {
+        store_sums(sums[pair], plan.num_rows, mine.sums[warp] + pair * kPairOutputs, Sums::kStride);
+      }
     }
     __syncthreads();
     // 2. The groups in order.
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
-      const int row = first_row + i * kWarps;
+      const int row = first_row + i * kRowStep;
       if (row >= plan.num_rows) continue;
       float acc = 0.0f;
 #pragma unroll
@@ -194,7 +229,7 @@ __global__ void __launch_bounds__(kThreads, 2) linear_few(const __grid_constant_
         if (g >= num_groups) break;
         const float scale =
             QuantSpec{kFormat}.has_scales() ? mine.scales[g][output / quant::kTileRows] : 1.0f;
-        acc = __fmaf_rn(mine.sums[g][row * kSumStride + output], scale, acc);
+        acc = __fmaf_rn(mine.sums[g][row * Sums::kStride + output], scale, acc);
       }
       if (alone) {
         total[i] = __fadd_rn(total[i], acc);
@@ -217,7 +252,7 @@ __global__ void __launch_bounds__(kThreads, 2) linear_few(const __grid_constant_
     __threadfence();
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
-      const int row = first_row + i * kWarps;
+      const int row = first_row + i * kRowStep;
       if (row >= plan.num_rows) continue;
 #pragma unroll 4
       for (int segment = 0; segment < plan.num_segments; ++segment) {
@@ -227,7 +262,7 @@ __global__ void __launch_bounds__(kThreads, 2) linear_few(const __grid_constant_
   }
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
-    const int row = first_row + i * kWarps;
+    const int row = first_row + i * kRowStep;
     const std::int64_t col = std::int64_t{blockIdx.x} * kOutputs + output;
     if (row < plan.num_rows && col < p.weight.rows) store(p.y, plan.row_begin + row, col, total[i]);
   }
@@ -240,24 +275,31 @@ int num_multiprocessors() {
   return count;
 }
 
-template <QuantFormat kFormat>
-Status launch_rows(const Plan& plan, dim3 grid, const Stream& stream) {
-  if (plan.num_rows <= kMmaN) {
-    linear_few<kFormat, 1><<<grid, kThreads, 0, native(stream)>>>(plan);
-  } else {
-    linear_few<kFormat, 2><<<grid, kThreads, 0, native(stream)>>>(plan);
-  }
+template <QuantFormat kFormat, int kTokenTiles>
+Status launch_tiles(const Plan& plan, dim3 grid, const Stream& stream) {
+  const auto kernel = linear_few<kFormat, kTokenTiles>;
+  constexpr int kSharedBytes = 2 * sizeof(Shared<kFormat, kTokenTiles>);
+  RETURN_IF_ERROR(allow_shared(kernel, kSharedBytes));
+  kernel<<<grid, kThreads, kSharedBytes, native(stream)>>>(plan);
   return launch_status("linear of few rows");
 }
+template <QuantFormat kFormat>
+Status launch_rows(const Plan& plan, dim3 grid, const Stream& stream) {
+  return plan.num_rows <= kMmaN ? launch_tiles<kFormat, 1>(plan, grid, stream)
+                                : launch_tiles<kFormat, 2>(plan, grid, stream);
+}
 
-std::int64_t num_pairs(const QuantView& w) { return (w.rows + kOutputs - 1) / kOutputs; }
+std::int64_t num_blocks(const QuantView& w) {
+  const int outputs = outputs_of(w.spec.format);
+  return (w.rows + outputs - 1) / outputs;
+}
 int num_segments(const QuantView& w) {
   return static_cast<int>((w.cols + kSegmentCols - 1) / kSegmentCols);
 }
-// How many blocks share the segments of a block of outputs: enough to keep the device busy.
+// How many blocks share the segments of the same outputs: enough to keep the device busy.
 int num_shares(const QuantView& w) {
   const std::int64_t wanted = std::int64_t{kWantedBlocks} * num_multiprocessors();
-  const auto shares = static_cast<int>((wanted + num_pairs(w) - 1) / num_pairs(w));
+  const auto shares = static_cast<int>((wanted + num_blocks(w) - 1) / num_blocks(w));
   return std::min(shares, num_segments(w));
 }
 
@@ -272,7 +314,8 @@ bool suits_linear_few(const QuantView& weight, DType x) {
 LinearScratchSize linear_few_scratch(const QuantView& weight, std::int64_t rows) {
   if (num_shares(weight) == 1) return {};
   const std::int64_t at_once = std::min<std::int64_t>(rows, kLinearFewRows);
-  return {num_segments(weight) * at_once * num_pairs(weight) * kOutputs * 4, num_pairs(weight) * 4};
+  const std::int64_t outputs = num_blocks(weight) * outputs_of(weight.spec.format);
+  return {num_segments(weight) * at_once * outputs * 4, num_blocks(weight) * 4};
 }
 
 Status launch_linear_few(const LinearFewParams& params, const Stream& stream) {
@@ -294,7 +337,7 @@ Status launch_linear_few(const LinearFewParams& params, const Stream& stream) {
       reinterpret_cast<std::uintptr_t>(p.x.data) % 16 == 0 && p.x.row_stride % kChunk == 0;
   plan.num_segments = num_segments(p.weight);
   plan.segments_per_block = (plan.num_segments + shares - 1) / shares;
-  const dim3 grid(static_cast<unsigned>(num_pairs(p.weight)),
+  const dim3 grid(static_cast<unsigned>(num_blocks(p.weight)),
                   blocks_for(plan.num_segments, plan.segments_per_block));
   for (plan.row_begin = 0; plan.row_begin < p.x.rows; plan.row_begin += kLinearFewRows) {
     plan.num_rows =

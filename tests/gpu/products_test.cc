@@ -26,7 +26,7 @@ class CudaProducts : public CudaTest {
 
   // That `actual` is w . x but for the rounding of F32 sums.
   static void expect_dot(const QuantView& w, std::int64_t row, const float* x, float actual,
-                         const std::string& where) {
+                         const std::string& where, double tolerance = 0x1p-20) {
     double dot = 0.0, size = 0.0;
     for (std::int64_t k = 0; k < w.cols; ++k) {
       const double weight =
@@ -34,7 +34,7 @@ class CudaProducts : public CudaTest {
       dot += weight * double{x[k]};
       size += std::abs(weight * double{x[k]});
     }
-    EXPECT_NEAR(dot, actual, 0x1p-20 * size + 1e-30) << where;
+    EXPECT_NEAR(dot, actual, tolerance * size + 1e-30) << where;
   }
 };
 
@@ -119,6 +119,56 @@ TEST_P(CudaProducts, LinearIsTheDefinedDot) {
             const float expected = quant::dot_defined(host.view, r, x.row(t));
             expect_same_bits(expected, got.at(t, r), fmt::format("row {} output {}", t, r));
             expect_same_bits(as_stored(activation, expected), got_stored.at(t, r), "stored");
+          }
+        }
+        if (HasFailure()) return;
+      }
+    }
+  }
+}
+
+// Rows of prefill are the same in every chunk, and leave those of decode beside them as they were.
+TEST_P(CudaProducts, LinearOfPrefillRows) {
+  struct Shape {
+    std::int64_t rows, cols;
+  };
+  constexpr int kRows = 200;
+  Random random(8);
+  for (const QuantFormat format : {QuantFormat::kF8E4m3B128, QuantFormat::kBf16}) {
+    for (const Shape& shape : {Shape{576, 1024}, Shape{40, 264}, Shape{33, 130}}) {
+      SCOPED_TRACE(fmt::format("{} [{}, {}]", quant_format_name(format), shape.rows, shape.cols));
+      const HostMatrix host = random.matrix(format, shape.rows, shape.cols);
+      const WeightPtr weight = adopt(host);
+      const Values x = random.values(kRows, shape.cols, activation);
+      const Tensor device_x = upload(x, activation);
+      const Tensor whole = empty(DType::kF32, kRows, shape.rows);
+      const TestStep step({{kRows, kRows, Purpose::kPrefill}});
+      begin(step);
+      backend->linear(step.view, *weight, device_x.view(), whole.view());
+      const Values expected = download(whole.view());
+      for (std::int64_t t = 0; t < kRows; t += 17) {
+        for (std::int64_t r = 0; r < shape.rows; r += 3) {
+          // The library's products take weights times their scales, rounded to BF16.
+          expect_dot(host.view, r, x.row(t), expected.at(t, r),
+                     fmt::format("row {} output {}", t, r), 0x1p-9);
+        }
+      }
+      const TestStep alone({{1, 1}});
+      begin(alone);
+      const Tensor decoded = empty(DType::kF32, 1, shape.rows);
+      backend->linear(alone.view, *weight, device_x.view().row_slice(0, 1), decoded.view());
+      const Values expected_decoded = download(decoded.view());
+      for (const int chunk : {1, 7, 64, 130}) {
+        SCOPED_TRACE(chunk);
+        const TestStep mixed({{9, 1}, {chunk, chunk, Purpose::kPrefill}});
+        begin(mixed);
+        const Tensor y = empty(DType::kF32, 1 + chunk, shape.rows);
+        backend->linear(mixed.view, *weight, device_x.view().row_slice(0, 1 + chunk), y.view());
+        const Values got = download(y.view());
+        for (std::int64_t r = 0; r < shape.rows; ++r) {
+          expect_same_bits(expected_decoded.at(0, r), got.at(0, r), "decoded");
+          for (std::int64_t t = 1; t <= chunk; ++t) {
+            expect_same_bits(expected.at(t, r), got.at(t, r), fmt::format("row {}", t));
           }
         }
         if (HasFailure()) return;

@@ -5,6 +5,7 @@
 
 #include "core/tensor/tensor.h"
 #include "gpu/device.h"
+#include "gpu/error.h"
 
 namespace stoker::gpu {
 
@@ -39,6 +40,16 @@ inline cudaStream_t native(const Stream& stream) {
 
 inline unsigned blocks_for(std::int64_t count, int threads) {
   return static_cast<unsigned>((count + threads - 1) / threads);
+}
+
+// Lets `kernel` have that much shared memory.
+template <typename Kernel>
+Status allow_shared(Kernel* kernel, int bytes) {
+  constexpr int kAlwaysAllowed = 48 << 10;
+  if (bytes <= kAlwaysAllowed) return {};
+  return cuda_status(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+      "asking for shared memory");
 }
 
 }  // namespace stoker::gpu

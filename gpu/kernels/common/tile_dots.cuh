@@ -3,8 +3,9 @@
 // Group sums do not depend on each other, so they are computed side by side: a thread owns 4 rows
 // and one group, reads 16 bytes a turn (4 rows x 1 dword; 4 neighbouring threads read the tile's
 // whole turn) and keeps the 4 x 4 partial sums in registers. Then 16 threads per input row close
-// the groups in order, one fused multiply-add each. Inputs and scales go through shared memory:
-// the inputs because all rows need them, the scales so that closing waits for no memory.
+// the groups in order, one fused multiply-add each. All operands go through shared memory: weights
+// in a ring of each thread's own, so that some are on their way whatever the block is doing; inputs
+// because all rows need them; scales so that closing waits for no memory.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,6 +15,7 @@
 #include <type_traits>
 
 #include "gpu/error.h"
+#include "gpu/kernels/common/copy_async.cuh"
 #include "gpu/kernels/common/rows.cuh"
 #include "gpu/kernels/common/unpack.cuh"
 #include "quant/defined_arithmetic.h"
@@ -25,6 +27,9 @@ inline constexpr int kTileThreads = 256;  // at most, per block
 inline constexpr int kRowsPerThread = 4;
 inline constexpr int kQuads = quant::kTileRows / kRowsPerThread;
 inline constexpr std::int64_t kMostGroup = 128;
+inline constexpr int kBatchTurns = 4;                               // 64 bytes a thread
+inline constexpr int kRingBatches = 3;                              // two on their way, one in use
+inline constexpr int kRingBytes = kRingBatches * kBatchTurns * 16;  // of a thread
 
 // How a block goes over a tile: `slices` groups at once, so many times over that the last time has
 // about as many as the others.
@@ -44,7 +49,8 @@ __host__ __device__ constexpr int group_stride(int group) {
 template <typename X>
 TilePlan tile_plan(const quant::Tile16& tile, int inputs, int matrices) {
   // Shared memory grows with inputs x slices, and some devices have 99 KiB.
-  const int most = (inputs == 1 ? kTileThreads : kTileThreads / 2) / kQuads;
+  const int most_threads = inputs == 1 ? kTileThreads : kTileThreads / static_cast<int>(sizeof(X));
+  const int most = most_threads / kQuads;
   const int num_groups = static_cast<int>(tile.num_groups());
   const int passes = (num_groups + most - 1) / most;
   TilePlan plan;
@@ -52,20 +58,10 @@ TilePlan tile_plan(const quant::Tile16& tile, int inputs, int matrices) {
   const int least = quant::kTileRows * inputs;  // for closing
   plan.threads = (std::max(plan.slices * kQuads, least) + 31) / 32 * 32;
   const int values = matrices * plan.slices * quant::kTileRows * (inputs + 1);
-  plan.shared_bytes =
-      values * static_cast<int>(sizeof(float)) +
-      inputs * plan.slices * group_stride<X>(tile.spec.group) * static_cast<int>(sizeof(X));
+  const int staged = inputs * plan.slices * group_stride<X>(tile.spec.group);
+  plan.shared_bytes = plan.threads * kRingBytes + values * static_cast<int>(sizeof(float)) +
+                      staged * static_cast<int>(sizeof(X));
   return plan;
-}
-
-// Lets `kernel` have that much shared memory.
-template <typename Kernel>
-Status allow_shared(Kernel* kernel, int bytes) {
-  constexpr int kAlwaysAllowed = 48 << 10;
-  if (bytes <= kAlwaysAllowed) return {};
-  return cuda_status(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-      "asking for shared memory");
 }
 
 // Whether rows of `x` may be read 4 elements at a time.
@@ -121,20 +117,88 @@ __device__ inline float4 load_scales(const QuantView& w, const quant::Tile16& ti
   }
 }
 
-// Partial sums of 4 rows and one group of columns [begin, end), in ascending k. `shared` holds the
-// group's inputs, those of the next row of x `input_stride` further on.
-template <QuantFormat kFormat, typename X, int kInputs>
-__device__ inline void sum_group(const uint4* at, int num_cols, const X* shared, int input_stride,
+// The weights that one thread will use, in order: for every pass, matrix and batch of turns of the
+// thread's group. push() asks for the next batch, pop() waits for the oldest.
+template <QuantFormat kFormat, int kMatrices>
+class WeightRing {
+ public:
+  // `ring`: kRingBytes for each thread of the block.
+  __device__ WeightRing(const QuantView* const (&matrices)[kMatrices], const quant::Tile16& tile,
+                        std::int64_t first_row, int slices, uint4* ring)
+      : tile_(tile), slices_(slices), group_(static_cast<int>(threadIdx.x) / kQuads), ring_(ring) {
+    const int quad = static_cast<int>(threadIdx.x) % kQuads;
+#pragma unroll
+    for (int m = 0; m < kMatrices; ++m) {
+      rows_[m] = matrices[m]->payload + tile.dword_offset(first_row + quad * kRowsPerThread, 0);
+    }
+    if (group_ >= slices) group_ = static_cast<int>(tile.num_groups());  // has none
+    batches_ = (tile.spec.group / kPerWord<kFormat> + kBatchTurns - 1) / kBatchTurns;
+#pragma unroll
+    for (int i = 0; i < kRingBatches - 1; ++i) push();
+  }
+
+  __device__ int batches() const { return batches_; }  // of a group
+
+  __device__ void push() {
+    const std::int64_t begin = std::int64_t{group_} * tile_.spec.group;
+    if (group_ < tile_.num_groups()) {
+      const std::int64_t left = tile_.padded_cols() - begin;
+      const int num_cols = left < tile_.spec.group ? static_cast<int>(left) : tile_.spec.group;
+      const std::byte* at = (matrix_ == 0 ? rows_[0] : rows_[kMatrices - 1]) +
+                            (begin / kPerWord<kFormat> + batch_ * kBatchTurns) * kTurnBytes;
+#pragma unroll
+      for (int t = 0; t < kBatchTurns; ++t) {
+        if ((batch_ * kBatchTurns + t) * kPerWord<kFormat> < num_cols) {
+          copy_16_async(slot(pushed_, t), at + t * kTurnBytes);
+        }
+      }
+    }
+    commit_copies();
+    pushed_ = pushed_ + 1 < kRingBatches ? pushed_ + 1 : 0;
+    if (++batch_ < batches_) return;
+    batch_ = 0;
+    if (++matrix_ < kMatrices) return;
+    matrix_ = 0;
+    group_ += slices_;
+  }
+
+  // The batch before is given up: its place takes what the next push() asks for.
+  __device__ void pop() {
+    popped_ = popped_ + 1 < kRingBatches ? popped_ + 1 : 0;
+    wait_for_all_copies_but<kRingBatches - 2>();
+  }
+  __device__ uint4 turn(int t) const { return *slot(popped_, t); }
+
+ private:
+  static constexpr int kTurnBytes = quant::kTileRows * 4;
+
+  __device__ uint4* slot(int batch, int turn) const {
+    return ring_ + (batch * kBatchTurns + turn) * blockDim.x + threadIdx.x;
+  }
+
+  const quant::Tile16 tile_;
+  const std::byte* rows_[kMatrices];
+  int slices_, group_, matrix_ = 0, batch_ = 0, batches_;
+  int pushed_ = 0, popped_ = kRingBatches - 1;
+  uint4* ring_;
+};
+
+// Adds the products of one batch of turns, in ascending k. `shared` holds the inputs of its
+// columns, those of the next row of x `input_stride` further on; num_cols: what is left of the
+// group.
+template <QuantFormat kFormat, typename X, int kInputs, typename Ring>
+__device__ inline void add_batch(const Ring& ring, int num_cols, const X* shared, int input_stride,
                                  float (&partial)[kInputs][kRowsPerThread][4]) {
   constexpr int kStepCols = kPerWord<kFormat> > 4 ? kPerWord<kFormat> : 4;
   constexpr int kTurns = kStepCols / kPerWord<kFormat>;
-  constexpr int kLoads = 8;  // in flight
-  constexpr int kSteps = kLoads / kTurns;
-  const auto step = [&](const uint4* turns, const X* inputs) {
+#pragma unroll
+  for (int s = 0; s < kBatchTurns / kTurns; ++s) {
+    if (s * kStepCols >= num_cols) break;
     float weight[kRowsPerThread][kStepCols];
 #pragma unroll
     for (int t = 0; t < kTurns; ++t) {
-      const unsigned words[kRowsPerThread] = {turns[t].x, turns[t].y, turns[t].z, turns[t].w};
+      const uint4 turn = ring.turn(s * kTurns + t);
+      const unsigned words[kRowsPerThread] = {turn.x, turn.y, turn.z, turn.w};
 #pragma unroll
       for (int r = 0; r < kRowsPerThread; ++r) {
         float values[kPerWord<kFormat>];
@@ -148,7 +212,7 @@ __device__ inline void sum_group(const uint4* at, int num_cols, const X* shared,
 #pragma unroll
     for (int i = 0; i < kInputs; ++i) {
       float x[kStepCols];
-      read_inputs(inputs + i * input_stride, x);
+      read_inputs(shared + i * input_stride + s * kStepCols, x);
 #pragma unroll
       for (int c = 0; c < kStepCols; ++c) {
 #pragma unroll
@@ -157,22 +221,6 @@ __device__ inline void sum_group(const uint4* at, int num_cols, const X* shared,
         }
       }
     }
-  };
-  int k = 0;
-  for (; k + kSteps * kStepCols <= num_cols; k += kSteps * kStepCols) {
-    uint4 turns[kLoads];
-#pragma unroll
-    for (int t = 0; t < kLoads; ++t) turns[t] = __ldg(at + t * kQuads);
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) step(turns + s * kTurns, shared + k + s * kStepCols);
-    at += kLoads * kQuads;
-  }
-  for (; k < num_cols; k += kStepCols) {
-    uint4 turns[kTurns];
-#pragma unroll
-    for (int t = 0; t < kTurns; ++t) turns[t] = __ldg(at + t * kQuads);
-    step(turns, shared + k);
-    at += kTurns * kQuads;
   }
 }
 
@@ -199,8 +247,11 @@ __device__ void tile_dots(const QuantView* const (&matrices)[kMatrices], std::in
   const int slice = static_cast<int>(threadIdx.x) / kQuads;
   const std::int64_t first_row = tile_idx * quant::kTileRows;
   const TileSpot spot = tile_spot();
-  // Shared: sums [kMatrices][kInputs][slices][16], scales [kMatrices][slices][16], inputs.
-  auto* const sums = reinterpret_cast<float*>(shared);
+  // Shared: the ring, sums [kMatrices][kInputs][slices][16], scales [kMatrices][slices][16],
+  // inputs.
+  WeightRing<kFormat, kMatrices> ring(matrices, tile, first_row, slices,
+                                      reinterpret_cast<uint4*>(shared));
+  auto* const sums = reinterpret_cast<float*>(shared + blockDim.x * kRingBytes);
   float* const scales = sums + kMatrices * kInputs * slices * quant::kTileRows;
   X* const staged = reinterpret_cast<X*>(scales + kMatrices * slices * quant::kTileRows);
   const int input_stride = slices * group_stride<X>(group_cols);
@@ -236,9 +287,15 @@ __device__ void tile_dots(const QuantView* const (&matrices)[kMatrices], std::in
           scale = load_scales<kFormat>(w, tile, row, begin);
         }
         float partial[kInputs][kRowsPerThread][4] = {};
-        sum_group<kFormat, X, kInputs>(
-            reinterpret_cast<const uint4*>(w.payload + tile.dword_offset(row, begin)), num_cols,
-            staged + slice * group_stride<X>(group_cols), input_stride, partial);
+        for (int batch = 0; batch < ring.batches(); ++batch) {
+          constexpr int kBatchCols = kBatchTurns * kPerWord<kFormat>;
+          ring.pop();
+          add_batch<kFormat, X, kInputs>(
+              ring, num_cols - batch * kBatchCols,
+              staged + slice * group_stride<X>(group_cols) + batch * kBatchCols, input_stride,
+              partial);
+          ring.push();
+        }
         if constexpr (QuantSpec{kFormat}.has_scales()) {
           *reinterpret_cast<float4*>(scales + at) = scale;
         }
