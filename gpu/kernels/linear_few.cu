@@ -5,11 +5,11 @@
 // segments are added in order. How many rows stand beside a row, and how many blocks share a row's
 // segments, does not touch a bit.
 //
-// A warp takes one group of one or two pairs of tiles, 32 outputs each: the rows of x are the
-// narrow side of the product, so one to eight of them cost the same, and a lane reads 16 bytes of
-// weights at a time. In an A fragment, lane 4g + t gives rows g and g + 8, here dwords 2m and
-// 2m + 1 of quad g of a pair; it gives columns 8t .. 8t + 7 of every 32, to two products. The order
-// of columns within a product is free, as long as inputs and weights agree.
+// A warp takes one group of 32 outputs (two tiles): the rows of x are the narrow side of the
+// product, so one to eight of them cost the same, and a lane reads 16 bytes of weights at a time.
+// In an A fragment, lane 4g + t gives rows g and g + 8, here dwords 2m and 2m + 1 of quad g of the
+// pair of tiles; it gives columns 8t .. 8t + 7 of every 32, to two products. The order of columns
+// within a product is free, as long as inputs and weights agree.
 #include <algorithm>
 
 #include "gpu/error.h"
@@ -28,12 +28,13 @@ constexpr int kGroup = 128;
 constexpr int kSegmentCols = kWarps * kGroup;
 constexpr int kStretch = 32;  // columns of two products
 constexpr int kStretches = kGroup / kStretch;
-constexpr int kPairOutputs = 2 * quant::kTileRows;
-constexpr int kWantedBlocks = 3;  // per multiprocessor
+constexpr int kOutputs = 2 * quant::kTileRows;
 
-// Pairs of tiles of a block: so many that a warp has 8 KiB of weights on their way.
-constexpr int pairs_of(QuantFormat format) { return format == QuantFormat::kF8E4m3B128 ? 2 : 1; }
-constexpr int outputs_of(QuantFormat format) { return pairs_of(format) * kPairOutputs; }
+// Blocks that share a multiprocessor: what their registers allow, 4 or 8 KiB of weights being on
+// their way to each warp.
+constexpr int blocks_per_multiprocessor(QuantFormat format, int token_tiles) {
+  return format == QuantFormat::kF8E4m3B128 && token_tiles == 1 ? 3 : 2;
+}
 
 struct Plan {
   LinearFewParams p;
@@ -66,33 +67,29 @@ __device__ uint4 load_once(const uint4* at) {
 
 // The C fragments of a group: [m] holds dwords 2m and 2m + 1, [n] rows 8n .. 8n + 7 of x.
 template <int kTokenTiles>
-struct PairSums {
+struct GroupSums {
   float at[2][kTokenTiles][4] = {};
 };
 
 template <QuantFormat kFormat, int kTokenTiles>
 __device__ void sum_group(const Plan& plan, const quant::Tile16& tile, std::int64_t tile_idx,
-                          std::int64_t begin, PairSums<kTokenTiles> (&sums)[pairs_of(kFormat)]) {
+                          std::int64_t begin, GroupSums<kTokenTiles>& sums) {
   const LinearFewParams& p = plan.p;
   const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, t = lane % 4;
-  constexpr int kPairs = pairs_of(kFormat);
   constexpr int kWords = kWordsPerEight<kFormat>;
+  const std::int64_t row = tile_idx * quant::kTileRows + 4 * g;
+  const bool has_row = row / quant::kTileRows < tile.num_tiles();
   // 1. Everything that comes from memory.
-  uint4 weights[kStretches][kPairs][kWords];
+  uint4 weights[kStretches][kWords];
   uint4 inputs[kStretches][kTokenTiles];
 #pragma unroll
   for (int s = 0; s < kStretches; ++s) {
     const std::int64_t k = begin + s * kStretch + 8 * t;
+    const auto* at = reinterpret_cast<const uint4*>(p.weight.payload + tile.dword_offset(row, k));
 #pragma unroll
-    for (int pair = 0; pair < kPairs; ++pair) {
-      const std::int64_t row = tile_idx * quant::kTileRows + pair * kPairOutputs + 4 * g;
-      const bool has_row = row / quant::kTileRows < tile.num_tiles();
-      const auto* at = reinterpret_cast<const uint4*>(p.weight.payload + tile.dword_offset(row, k));
-#pragma unroll
-      for (int w = 0; w < kWords; ++w) {
-        const bool inside = has_row && k + w * kPerWord<kFormat> < tile.padded_cols();
-        weights[s][pair][w] = inside ? load_once(at + w * 4) : uint4{};
-      }
+    for (int w = 0; w < kWords; ++w) {
+      const bool inside = has_row && k + w * kPerWord<kFormat> < tile.padded_cols();
+      weights[s][w] = inside ? load_once(at + w * 4) : uint4{};
     }
   }
 #pragma unroll
@@ -101,7 +98,7 @@ __device__ void sum_group(const Plan& plan, const quant::Tile16& tile, std::int6
 #pragma unroll
     for (int n = 0; n < kTokenTiles; ++n) {
       inputs[s][n] = {};
-      const int x_row = 8 * n + g;
+      const int x_row = kMmaN * n + g;
       if (x_row < plan.num_rows) {
         inputs[s][n] = load_eight(
             static_cast<const bf16*>(p.x.data) + (plan.row_begin + x_row) * p.x.row_stride, k,
@@ -115,29 +112,26 @@ __device__ void sum_group(const Plan& plan, const quant::Tile16& tile, std::int6
     BfPair x[kTokenTiles][4];
 #pragma unroll
     for (int n = 0; n < kTokenTiles; ++n) arrange_inputs<kFormat>(inputs[s][n], x[n]);
+    BfPair w[4][4];  // [dword][pair of columns]
 #pragma unroll
-    for (int pair = 0; pair < kPairs; ++pair) {
-      BfPair w[4][4];  // [dword][pair of columns]
+    for (int r = 0; r < 4; ++r) {
+      unsigned words[kWords];
 #pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        unsigned words[kWords];
-#pragma unroll
-        for (int i = 0; i < kWords; ++i) {
-          const uint4& four = weights[s][pair][i];
-          words[i] = r == 0 ? four.x : r == 1 ? four.y : r == 2 ? four.z : four.w;
-        }
-        unpack_eight<kFormat>(words, w[r]);
+      for (int i = 0; i < kWords; ++i) {
+        const uint4& four = weights[s][i];
+        words[i] = r == 0 ? four.x : r == 1 ? four.y : r == 2 ? four.z : four.w;
       }
+      unpack_eight<kFormat>(words, w[r]);
+    }
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
+    for (int half = 0; half < 2; ++half) {
 #pragma unroll
-        for (int m = 0; m < 2; ++m) {
-          const unsigned a[4] = {w[2 * m][2 * half], w[2 * m + 1][2 * half], w[2 * m][2 * half + 1],
-                                 w[2 * m + 1][2 * half + 1]};
+      for (int m = 0; m < 2; ++m) {
+        const unsigned a[4] = {w[2 * m][2 * half], w[2 * m + 1][2 * half], w[2 * m][2 * half + 1],
+                               w[2 * m + 1][2 * half + 1]};
 #pragma unroll
-          for (int n = 0; n < kTokenTiles; ++n) {
-            mma(sums[pair].at[m][n], a, x[n][2 * half], x[n][2 * half + 1]);
-          }
+        for (int n = 0; n < kTokenTiles; ++n) {
+          mma(sums.at[m][n], a, x[n][2 * half], x[n][2 * half + 1]);
         }
       }
     }
@@ -146,16 +140,15 @@ __device__ void sum_group(const Plan& plan, const quant::Tile16& tile, std::int6
 
 // The sums of a segment's groups, for the threads that close them. Rows are padded so that lanes
 // that store for different rows of x use different banks.
-template <QuantFormat kFormat, int kTokenTiles>
-struct Shared {
-  static constexpr int kStride = outputs_of(kFormat) + 4;
-  float sums[kWarps][kTokenTiles * kMmaN * kStride];
-  float scales[kWarps][2 * pairs_of(kFormat)];  // of a tile
+constexpr int kSumStride = kOutputs + 4;
+template <int kTokenTiles>
+struct SegmentSums {
+  float groups[kWarps][kTokenTiles * kMmaN * kSumStride];
+  float scales[kWarps][2];  // of a tile
 };
 
 template <int kTokenTiles>
-__device__ void store_sums(const PairSums<kTokenTiles>& sums, int num_rows, float* out,
-                           int stride) {
+__device__ void store_sums(const GroupSums<kTokenTiles>& sums, int num_rows, float* out) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int n = 0; n < kTokenTiles; ++n) {
@@ -163,73 +156,66 @@ __device__ void store_sums(const PairSums<kTokenTiles>& sums, int num_rows, floa
     for (int side = 0; side < 2; ++side) {
       const int x_row = kMmaN * n + 2 * t + side;
       if (x_row >= num_rows) continue;
-      *reinterpret_cast<float4*>(out + x_row * stride + 4 * g) = {
+      *reinterpret_cast<float4*>(out + x_row * kSumStride + 4 * g) = {
           sums.at[0][n][side], sums.at[0][n][2 + side], sums.at[1][n][side],
           sums.at[1][n][2 + side]};
     }
   }
 }
 
-// Block (i, j): the i-th outputs_of(kFormat) outputs, the j-th share of the segments.
+// Block (i, j): outputs 32 i .. 32 i + 31, the j-th share of the segments.
 template <QuantFormat kFormat, int kTokenTiles>
-__global__ void __launch_bounds__(kThreads, 2) linear_few(const __grid_constant__ Plan plan) {
-  extern __shared__ __align__(16) std::byte memory[];
+__global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kFormat, kTokenTiles))
+    linear_few(const __grid_constant__ Plan plan) {
+  __shared__ __align__(16) SegmentSums<kTokenTiles> shared[2];  // of even and odd segments
   __shared__ bool is_last;
-  using Sums = Shared<kFormat, kTokenTiles>;
-  auto* const shared = reinterpret_cast<Sums*>(memory);  // of even and odd segments
-  constexpr int kOutputs = outputs_of(kFormat);
-  constexpr int kRowStep = kThreads / kOutputs;
-  constexpr int kPerThread = kTokenTiles * kMmaN / kRowStep;
   const LinearFewParams& p = plan.p;
   const quant::Tile16 tile{p.weight.rows, p.weight.cols, QuantSpec{kFormat, kGroup}};
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const std::int64_t tile_idx = std::int64_t{blockIdx.x} * (kOutputs / quant::kTileRows);
-  // Value i of this thread: output `output`, row first_row + i * kRowStep of x.
-  const int output = static_cast<int>(threadIdx.x) % kOutputs;
-  const int first_row = static_cast<int>(threadIdx.x) / kOutputs;
-  float total[kPerThread] = {};
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const std::int64_t tile_idx = std::int64_t{blockIdx.x} * 2;
+  // Values of this thread when groups are closed: output `lane`, rows warp + i * kWarps of x.
+  constexpr int kValues = kTokenTiles * kMmaN / kWarps;
+  float total[kValues] = {};
   const int segment_begin = static_cast<int>(blockIdx.y) * plan.segments_per_block;
   const int segment_end = min(segment_begin + plan.segments_per_block, plan.num_segments);
   const bool alone = gridDim.y == 1;
   const auto partial = [&](int segment, int row) -> float* {
     return p.scratch.partials +
            ((std::int64_t{segment} * plan.num_rows + row) * gridDim.x + blockIdx.x) * kOutputs +
-           output;
+           lane;
   };
   for (int segment = segment_begin; segment < segment_end; ++segment) {
-    Sums& mine = shared[segment % 2];
+    SegmentSums<kTokenTiles>& mine = shared[segment % 2];
     // 1. A group a warp.
     const std::int64_t begin = std::int64_t{segment} * kSegmentCols;
     const int num_groups =
         static_cast<int>(min(std::int64_t{kWarps}, (p.weight.cols - begin + kGroup - 1) / kGroup));
     if (warp < num_groups) {
       const std::int64_t group_begin = begin + warp * kGroup;
-      const std::int64_t scale_tile = tile_idx + threadIdx.x % kWarp;
-      if (QuantSpec{kFormat}.has_scales() && scale_tile < tile.num_tiles() &&
-          scale_tile < tile_idx + kOutputs / quant::kTileRows) {
-        mine.scales[warp][scale_tile - tile_idx] = quant::decode_scale(
-            kFormat, p.weight.scales, tile.scale_index(scale_tile * quant::kTileRows, group_begin));
+      const std::int64_t scale_tile = tile_idx + lane;
+      float scale = 1.0f;
+      if (QuantSpec{kFormat}.has_scales() && lane < 2 && scale_tile < tile.num_tiles()) {
+        scale = quant::decode_scale(kFormat, p.weight.scales,
+                                    tile.scale_index(scale_tile * quant::kTileRows, group_begin));
       }
-      PairSums<kTokenTiles> sums[pairs_of(kFormat)];
+      GroupSums<kTokenTiles> sums;
       sum_group<kFormat, kTokenTiles>(plan, tile, tile_idx, group_begin, sums);
-#pragma unroll
-      for (int pair = 0; pair < pairs_of(kFormat); ++pair) {
-        store_sums(sums[pair], plan.num_rows, mine.sums[warp] + pair * kPairOutputs, Sums::kStride);
-      }
+      store_sums(sums, plan.num_rows, mine.groups[warp]);
+      if (lane < 2) mine.scales[warp][lane] = scale;
     }
     __syncthreads();
     // 2. The groups in order.
 #pragma unroll
-    for (int i = 0; i < kPerThread; ++i) {
-      const int row = first_row + i * kRowStep;
+    for (int i = 0; i < kValues; ++i) {
+      const int row = warp + i * kWarps;
       if (row >= plan.num_rows) continue;
       float acc = 0.0f;
 #pragma unroll
       for (int g = 0; g < kWarps; ++g) {
         if (g >= num_groups) break;
-        const float scale =
-            QuantSpec{kFormat}.has_scales() ? mine.scales[g][output / quant::kTileRows] : 1.0f;
-        acc = __fmaf_rn(mine.sums[g][row * Sums::kStride + output], scale, acc);
+        acc = __fmaf_rn(mine.groups[g][row * kSumStride + lane],
+                        mine.scales[g][lane / quant::kTileRows], acc);
       }
       if (alone) {
         total[i] = __fadd_rn(total[i], acc);
@@ -251,8 +237,8 @@ __global__ void __launch_bounds__(kThreads, 2) linear_few(const __grid_constant_
     if (!is_last) return;
     __threadfence();
 #pragma unroll
-    for (int i = 0; i < kPerThread; ++i) {
-      const int row = first_row + i * kRowStep;
+    for (int i = 0; i < kValues; ++i) {
+      const int row = warp + i * kWarps;
       if (row >= plan.num_rows) continue;
 #pragma unroll 4
       for (int segment = 0; segment < plan.num_segments; ++segment) {
@@ -261,9 +247,9 @@ __global__ void __launch_bounds__(kThreads, 2) linear_few(const __grid_constant_
     }
   }
 #pragma unroll
-  for (int i = 0; i < kPerThread; ++i) {
-    const int row = first_row + i * kRowStep;
-    const std::int64_t col = std::int64_t{blockIdx.x} * kOutputs + output;
+  for (int i = 0; i < kValues; ++i) {
+    const int row = warp + i * kWarps;
+    const std::int64_t col = std::int64_t{blockIdx.x} * kOutputs + lane;
     if (row < plan.num_rows && col < p.weight.rows) store(p.y, plan.row_begin + row, col, total[i]);
   }
 }
@@ -275,32 +261,38 @@ int num_multiprocessors() {
   return count;
 }
 
-template <QuantFormat kFormat, int kTokenTiles>
-Status launch_tiles(const Plan& plan, dim3 grid, const Stream& stream) {
-  const auto kernel = linear_few<kFormat, kTokenTiles>;
-  constexpr int kSharedBytes = 2 * sizeof(Shared<kFormat, kTokenTiles>);
-  RETURN_IF_ERROR(allow_shared(kernel, kSharedBytes));
-  kernel<<<grid, kThreads, kSharedBytes, native(stream)>>>(plan);
-  return launch_status("linear of few rows");
-}
 template <QuantFormat kFormat>
 Status launch_rows(const Plan& plan, dim3 grid, const Stream& stream) {
-  return plan.num_rows <= kMmaN ? launch_tiles<kFormat, 1>(plan, grid, stream)
-                                : launch_tiles<kFormat, 2>(plan, grid, stream);
+  if (plan.num_rows <= kMmaN) {
+    linear_few<kFormat, 1><<<grid, kThreads, 0, native(stream)>>>(plan);
+  } else {
+    linear_few<kFormat, 2><<<grid, kThreads, 0, native(stream)>>>(plan);
+  }
+  return launch_status("linear of few rows");
 }
 
-std::int64_t num_blocks(const QuantView& w) {
-  const int outputs = outputs_of(w.spec.format);
-  return (w.rows + outputs - 1) / outputs;
-}
+std::int64_t num_pairs(const QuantView& w) { return (w.rows + kOutputs - 1) / kOutputs; }
 int num_segments(const QuantView& w) {
   return static_cast<int>((w.cols + kSegmentCols - 1) / kSegmentCols);
 }
-// How many blocks share the segments of the same outputs: enough to keep the device busy.
-int num_shares(const QuantView& w) {
-  const std::int64_t wanted = std::int64_t{kWantedBlocks} * num_multiprocessors();
-  const auto shares = static_cast<int>((wanted + num_blocks(w) - 1) / num_blocks(w));
-  return std::min(shares, num_segments(w));
+
+// How many segments of its outputs a block takes: what is soonest done by waves of blocks, to each
+// of which its start and end cost about as much as half a segment.
+int segments_per_block(const QuantView& w) {
+  const std::int64_t at_once =
+      std::int64_t{blocks_per_multiprocessor(w.spec.format, 1)} * num_multiprocessors();
+  const int all = num_segments(w);
+  int best = all;
+  std::int64_t best_cost = 0;
+  for (int count = all; count > 0; --count) {
+    const std::int64_t blocks = num_pairs(w) * ((all + count - 1) / count);
+    const std::int64_t cost = (blocks + at_once - 1) / at_once * (2 * count + 1);
+    if (count == all || cost < best_cost) {
+      best = count;
+      best_cost = cost;
+    }
+  }
+  return best;
 }
 
 }  // namespace
@@ -312,10 +304,9 @@ bool suits_linear_few(const QuantView& weight, DType x) {
 }
 
 LinearScratchSize linear_few_scratch(const QuantView& weight, std::int64_t rows) {
-  if (num_shares(weight) == 1) return {};
+  if (segments_per_block(weight) == num_segments(weight)) return {};
   const std::int64_t at_once = std::min<std::int64_t>(rows, kLinearFewRows);
-  const std::int64_t outputs = num_blocks(weight) * outputs_of(weight.spec.format);
-  return {num_segments(weight) * at_once * outputs * 4, num_blocks(weight) * 4};
+  return {num_segments(weight) * at_once * num_pairs(weight) * kOutputs * 4, num_pairs(weight) * 4};
 }
 
 Status launch_linear_few(const LinearFewParams& params, const Stream& stream) {
@@ -328,16 +319,16 @@ Status launch_linear_few(const LinearFewParams& params, const Stream& stream) {
   CHECK(p.x.cols == p.weight.cols && p.y.cols == p.weight.rows && p.x.rows == p.y.rows,
         "[{}, {}] x [{}, {}] -> [{}, {}]", p.x.rows, p.x.cols, p.weight.rows, p.weight.cols,
         p.y.rows, p.y.cols);
-  const int shares = num_shares(p.weight);
-  CHECK(shares == 1 || (p.scratch.partials != nullptr && p.scratch.counters != nullptr),
-        "no scratch for {} shares", shares);
   Plan plan{};
   plan.p = p;
   plan.aligned =
       reinterpret_cast<std::uintptr_t>(p.x.data) % 16 == 0 && p.x.row_stride % kChunk == 0;
   plan.num_segments = num_segments(p.weight);
-  plan.segments_per_block = (plan.num_segments + shares - 1) / shares;
-  const dim3 grid(static_cast<unsigned>(num_blocks(p.weight)),
+  plan.segments_per_block = segments_per_block(p.weight);
+  CHECK(plan.segments_per_block == plan.num_segments ||
+            (p.scratch.partials != nullptr && p.scratch.counters != nullptr),
+        "no scratch for {} of {} segments", plan.segments_per_block, plan.num_segments);
+  const dim3 grid(static_cast<unsigned>(num_pairs(p.weight)),
                   blocks_for(plan.num_segments, plan.segments_per_block));
   for (plan.row_begin = 0; plan.row_begin < p.x.rows; plan.row_begin += kLinearFewRows) {
     plan.num_rows =

@@ -47,11 +47,18 @@ __device__ inline void load_matrices_transposed(unsigned (&out)[4], unsigned sha
                : "memory");
 }
 
-// Copies 16 bytes to shared memory, or writes zeros there; done after wait_for_copies().
-__device__ inline void copy_async(unsigned shared, const bf16* global, bool valid = true) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
-               "r"(valid ? 16 : 0)
-               : "memory");
+// Copies 16 bytes to shared memory, or writes zeros there; done after wait_for_copies(). Nothing at
+// all unless `wanted`, without a branch: one would keep instructions around it apart.
+__device__ inline void copy_async(unsigned shared, const bf16* global, bool valid = true,
+                                  bool wanted = true) {
+  asm volatile(
+      "{\n.reg .pred wanted;\nsetp.ne.b32 wanted, %3, 0;\n"
+      "@wanted cp.async.cg.shared.global [%0], [%1], 16, %2;\n}" ::"r"(shared),
+      "l"(global), "r"(valid ? 16 : 0), "r"(static_cast<int>(wanted))
+      : "memory");
+}
+__device__ inline void copy_word_async(unsigned shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
 }
 // All copies of this thread.
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }

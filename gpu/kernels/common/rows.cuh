@@ -52,4 +52,18 @@ Status allow_shared(Kernel* kernel, int bytes) {
       "asking for shared memory");
 }
 
+// How many such blocks the current device runs side by side.
+template <typename Kernel>
+Result<std::int64_t> blocks_at_once(Kernel* kernel, int threads, int shared_bytes) {
+  int device = 0, multiprocessors = 0, blocks = 0;
+  RETURN_IF_ERROR(cuda_status(cudaGetDevice(&device), "asking for the device"));
+  RETURN_IF_ERROR(
+      cuda_status(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
+                  "counting multiprocessors"));
+  RETURN_IF_ERROR(cuda_status(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+                                  &blocks, kernel, threads, static_cast<std::size_t>(shared_bytes)),
+                              "asking how many blocks fit"));
+  return std::int64_t{multiprocessors} * blocks;
+}
+
 }  // namespace stoker::gpu
