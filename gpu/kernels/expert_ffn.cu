@@ -28,6 +28,7 @@ struct Batch {
   TensorView out;
   bool aligned;
   int slices;
+  int tiles_per_block;
 };
 static_assert(sizeof(Batch) <= 32764);
 
@@ -47,48 +48,61 @@ __device__ void task_inputs(const Task& task, const TensorView& x, const X* (&in
   }
 }
 
-// Whether this thread holds a value of `task`, whose output row within the block is then set.
-template <int kInputs>
-__device__ bool holds_value(const Task& task, std::int64_t& row) {
+// The tiles of `task` that this block computes: [begin, end), perhaps none.
+struct TileRange {
+  std::int64_t begin, end;
+};
+__device__ TileRange tiles_of(const Batch& b, const Task& task) {
+  const std::int64_t num_tiles = (task.rows + quant::kTileRows - 1) / quant::kTileRows;
+  const std::int64_t begin = std::int64_t{blockIdx.x} * b.tiles_per_block;
+  return {begin, min(begin + b.tiles_per_block, num_tiles)};
+}
+
+// Whether the task has the output at this thread's spot of a tile, which is row `row` of its block.
+__device__ bool has_output(const Task& task, std::int64_t tile, std::int64_t& row) {
   const TileSpot spot = tile_spot();
-  row = std::int64_t{blockIdx.x} * quant::kTileRows + spot.row;
-  return spot.input < kInputs && spot.input < task.num_inputs && row < task.rows;
+  row = tile * quant::kTileRows + spot.row;
+  return spot.input < task.num_inputs && row < task.rows;
 }
 
 template <QuantFormat kFormat, typename X, int kInputs>
 __global__ void __launch_bounds__(kTileThreads) expert_gate_up(const __grid_constant__ Batch b) {
   extern __shared__ __align__(16) std::byte shared[];
   const Task& task = b.tasks[blockIdx.y];
-  if (std::int64_t{blockIdx.x} * quant::kTileRows >= task.rows) return;
+  const TileRange tiles = tiles_of(b, task);
+  if (tiles.begin >= tiles.end) return;
   const X* inputs[kInputs];
   task_inputs(task, b.x, inputs);
   const QuantView gate_view = matrix_of(b, task, false), up_view = matrix_of(b, task, true);
   const QuantView* const matrices[2] = {&gate_view, &up_view};
-  float dots[2];
-  tile_dots<kFormat, X, kInputs, 2>(matrices, blockIdx.x, inputs, b.aligned, b.slices, shared,
-                                    dots);
-  std::int64_t row;
-  if (!holds_value<kInputs>(task, row)) return;
-  const float gate = rounded(b.out.dtype, dots[0]), up = rounded(b.out.dtype, dots[1]);
-  store(b.out, task.out_row + tile_spot().input, task.row_begin + row,
-        __fmul_rn(quant::silu_defined(gate), up));
+  tile_dots<kFormat, X, kInputs, 2>(
+      matrices, tiles.begin, tiles.end, inputs, b.aligned, b.slices, shared,
+      [&](std::int64_t tile, const float(&dots)[2]) {
+        std::int64_t row;
+        if (!has_output(task, tile, row)) return;
+        const float gate = rounded(b.out.dtype, dots[0]), up = rounded(b.out.dtype, dots[1]);
+        store(b.out, task.out_row + tile_spot().input, task.row_begin + row,
+              __fmul_rn(quant::silu_defined(gate), up));
+      });
 }
 
 template <QuantFormat kFormat, typename X, int kInputs>
 __global__ void __launch_bounds__(kTileThreads) expert_down(const __grid_constant__ Batch b) {
   extern __shared__ __align__(16) std::byte shared[];
   const Task& task = b.tasks[blockIdx.y];
-  if (std::int64_t{blockIdx.x} * quant::kTileRows >= task.rows) return;
+  const TileRange tiles = tiles_of(b, task);
+  if (tiles.begin >= tiles.end) return;
   const X* inputs[kInputs];
   task_inputs(task, b.x, inputs);
   const QuantView view = matrix_of(b, task, false);
   const QuantView* const matrices[1] = {&view};
-  float dots[1];
-  tile_dots<kFormat, X, kInputs, 1>(matrices, blockIdx.x, inputs, b.aligned, b.slices, shared,
-                                    dots);
-  std::int64_t row;
-  if (!holds_value<kInputs>(task, row)) return;
-  store(b.out, task.out_row + tile_spot().input, task.row_begin + row, dots[0]);
+  tile_dots<kFormat, X, kInputs, 1>(matrices, tiles.begin, tiles.end, inputs, b.aligned, b.slices,
+                                    shared, [&](std::int64_t tile, const float(&dots)[1]) {
+                                      std::int64_t row;
+                                      if (!has_output(task, tile, row)) return;
+                                      store(b.out, task.out_row + tile_spot().input,
+                                            task.row_begin + row, dots[0]);
+                                    });
 }
 
 void check_task(const ExpertTask& task, const ExpertTask& first, const TensorView& x, bool has_up) {
@@ -132,6 +146,7 @@ Status run_batches(const ExpertBatchParams& params, bool has_up, const char* nam
     batch.x = params.x;
     batch.out = params.out;
     batch.aligned = reads_aligned(params.x);
+    const quant::Tile16 tile = quant::tile16_of(tasks[0].weight);
     std::int64_t num_tiles = 0;
     int num_inputs = 0;
     for (std::size_t i = 0; i < tasks.size(); ++i) {
@@ -140,13 +155,25 @@ Status run_batches(const ExpertBatchParams& params, bool has_up, const char* nam
       num_tiles = std::max(num_tiles, quant::tile16_of(tasks[i].weight).num_tiles());
       num_inputs = std::max(num_inputs, tasks[i].num_inputs);
     }
-    const dim3 grid(static_cast<unsigned>(num_tiles), static_cast<unsigned>(tasks.size()));
     const auto launch = [&](auto format, auto input, auto inputs) -> Status {
-      const TilePlan plan =
-          tile_plan<decltype(input)>(quant::tile16_of(tasks[0].weight), inputs, has_up ? 2 : 1);
+      const TilePlan plan = tile_plan<decltype(input)>(tile, inputs, has_up ? 2 : 1);
       batch.slices = plan.slices;
       const auto chosen = kernel(format, input, inputs);
       RETURN_IF_ERROR(allow_shared(chosen, plan.shared_bytes));
+      const auto num_tasks = static_cast<std::int64_t>(tasks.size());
+      batch.tiles_per_block = 1;
+      if (plan.slices >= tile.num_groups()) {
+        // The inputs of a block serve all its tiles: as many as let all blocks run at once, if that
+        // leaves enough blocks for every multiprocessor to have its share.
+        ASSIGN_OR_RETURN(const std::int64_t at_once,
+                         blocks_at_once(chosen, plan.threads, plan.shared_bytes));
+        const std::int64_t per_task = at_once / num_tasks;
+        if (per_task > 1) {
+          batch.tiles_per_block = static_cast<int>((num_tiles + per_task - 1) / per_task);
+        }
+      }
+      const dim3 grid(blocks_for(num_tiles, batch.tiles_per_block),
+                      static_cast<unsigned>(num_tasks));
       chosen<<<grid, plan.threads, plan.shared_bytes, native(stream)>>>(batch);
       return launch_status(name);
     };

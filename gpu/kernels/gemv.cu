@@ -17,13 +17,15 @@ __global__ void __launch_bounds__(kTileThreads) gemv(GemvParams params, bool ali
     inputs[i] = static_cast<const X*>(params.x.data) + row * params.x.row_stride;
   }
   const QuantView* const weight[1] = {&params.weight};
-  float value[1];
-  tile_dots<kFormat, X, kInputs, 1>(weight, blockIdx.x, inputs, aligned, slices, shared, value);
-  const TileSpot spot = tile_spot();
-  const std::int64_t output = std::int64_t{blockIdx.x} * quant::kTileRows + spot.row;
-  if (spot.input < kInputs && first + spot.input < params.x.rows && output < params.weight.rows) {
-    store(params.y, first + spot.input, output, value[0]);
-  }
+  tile_dots<kFormat, X, kInputs, 1>(
+      weight, blockIdx.x, blockIdx.x + 1, inputs, aligned, slices, shared,
+      [&](std::int64_t tile, const float(&dots)[1]) {
+        const TileSpot spot = tile_spot();
+        const std::int64_t output = tile * quant::kTileRows + spot.row;
+        if (first + spot.input < params.x.rows && output < params.weight.rows) {
+          store(params.y, first + spot.input, output, dots[0]);
+        }
+      });
 }
 
 template <QuantFormat kFormat, typename X, int kInputs>

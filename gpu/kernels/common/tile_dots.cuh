@@ -103,63 +103,64 @@ __device__ inline void read_inputs(const X* shared, float (&out)[kCount]) {
   }
 }
 
-// Scales of 4 rows from `row` on, for the group that holds column `k`.
+// Scales of 4 neighbouring rows, the first of which is number `index`.
 template <QuantFormat kFormat>
-__device__ inline float4 load_scales(const QuantView& w, const quant::Tile16& tile,
-                                     std::int64_t row, std::int64_t k) {
+__device__ inline float4 load_scales(const QuantView& w, std::int64_t index) {
   if constexpr (QuantSpec{kFormat}.is_integer()) {
-    const std::int64_t at = tile.scale_index(row, k);
-    const auto four = __ldg(reinterpret_cast<const uint2*>(w.scales + at * 2));
+    const auto four = __ldg(reinterpret_cast<const uint2*>(w.scales + index * 2));
     return {low_half(four.x), high_half(four.x), low_half(four.y), high_half(four.y)};
   } else {
-    const float one = quant::decode_scale(kFormat, w.scales, tile.scale_index(row, k));
+    const float one = quant::decode_scale(kFormat, w.scales, index);
     return {one, one, one, one};
   }
 }
+// From a group's scales to the next one's.
+template <QuantFormat kFormat>
+inline constexpr int kScaleStep = QuantSpec{kFormat}.is_integer() ? quant::kTileRows : 1;
 
-// The weights that one thread will use, in order: for every pass, matrix and batch of turns of the
-// thread's group. push() asks for the next batch, pop() waits for the oldest.
+// The weights that one thread will use, in order: for every tile, pass and matrix, the turns of the
+// thread's group, a batch at a time. push() asks for the next batch, pop() waits for the oldest.
 template <QuantFormat kFormat, int kMatrices>
 class WeightRing {
  public:
   // `ring`: kRingBytes for each thread of the block.
   __device__ WeightRing(const QuantView* const (&matrices)[kMatrices], const quant::Tile16& tile,
-                        std::int64_t first_row, int slices, uint4* ring)
-      : tile_(tile), slices_(slices), group_(static_cast<int>(threadIdx.x) / kQuads), ring_(ring) {
+                        std::int64_t first_row, int num_tiles, int slices, std::byte* ring)
+      : tile_bytes_(static_cast<unsigned>(tile.tile_bytes())),
+        num_groups_(static_cast<int>(tile.num_groups())),
+        group_cols_(tile.spec.group),
+        padded_cols_(static_cast<int>(tile.padded_cols())),
+        tiles_left_(static_cast<int>(threadIdx.x) / kQuads < slices ? num_tiles : 0),
+        slices_(slices),
+        group_(static_cast<int>(threadIdx.x) / kQuads),
+        stride_(blockDim.x * 16),
+        slots_(shared_address(ring) + threadIdx.x * 16) {
     const int quad = static_cast<int>(threadIdx.x) % kQuads;
 #pragma unroll
     for (int m = 0; m < kMatrices; ++m) {
       rows_[m] = matrices[m]->payload + tile.dword_offset(first_row + quad * kRowsPerThread, 0);
     }
-    if (group_ >= slices) group_ = static_cast<int>(tile.num_groups());  // has none
-    batches_ = (tile.spec.group / kPerWord<kFormat> + kBatchTurns - 1) / kBatchTurns;
+    begin_group();
 #pragma unroll
     for (int i = 0; i < kRingBatches - 1; ++i) push();
   }
 
-  __device__ int batches() const { return batches_; }  // of a group
-
   __device__ void push() {
-    const std::int64_t begin = std::int64_t{group_} * tile_.spec.group;
-    if (group_ < tile_.num_groups()) {
-      const std::int64_t left = tile_.padded_cols() - begin;
-      const int num_cols = left < tile_.spec.group ? static_cast<int>(left) : tile_.spec.group;
-      const std::byte* at = (matrix_ == 0 ? rows_[0] : rows_[kMatrices - 1]) +
-                            (begin / kPerWord<kFormat> + batch_ * kBatchTurns) * kTurnBytes;
+    if (tiles_left_ > 0) {
+      const unsigned to = slots_ + pushed_ * kBatchTurns * stride_;
 #pragma unroll
       for (int t = 0; t < kBatchTurns; ++t) {
-        if ((batch_ * kBatchTurns + t) * kPerWord<kFormat> < num_cols) {
-          copy_16_async(slot(pushed_, t), at + t * kTurnBytes);
-        }
+        if (t < turns_left_) copy_16_async(to + t * stride_, next_ + t * kTurnBytes);
+      }
+      next_ += kBatchTurns * kTurnBytes;
+      turns_left_ -= kBatchTurns;
+      if (turns_left_ <= 0) {
+        next_group();
+        begin_group();
       }
     }
     commit_copies();
     pushed_ = pushed_ + 1 < kRingBatches ? pushed_ + 1 : 0;
-    if (++batch_ < batches_) return;
-    batch_ = 0;
-    if (++matrix_ < kMatrices) return;
-    matrix_ = 0;
-    group_ += slices_;
   }
 
   // The batch before is given up: its place takes what the next push() asks for.
@@ -167,20 +168,39 @@ class WeightRing {
     popped_ = popped_ + 1 < kRingBatches ? popped_ + 1 : 0;
     wait_for_all_copies_but<kRingBatches - 2>();
   }
-  __device__ uint4 turn(int t) const { return *slot(popped_, t); }
+  __device__ uint4 turn(int t) const {
+    return read_16(slots_ + (popped_ * kBatchTurns + t) * stride_);
+  }
 
  private:
   static constexpr int kTurnBytes = quant::kTileRows * 4;
 
-  __device__ uint4* slot(int batch, int turn) const {
-    return ring_ + (batch * kBatchTurns + turn) * blockDim.x + threadIdx.x;
+  __device__ void next_group() {
+    if (++matrix_ < kMatrices) return;
+    matrix_ = 0;
+    group_ += slices_;
+    if (group_ < num_groups_) return;
+    group_ = static_cast<int>(threadIdx.x) / kQuads;
+    --tiles_left_;
+#pragma unroll
+    for (const std::byte*& rows : rows_) rows += tile_bytes_;
+  }
+  __device__ void begin_group() {
+    const int begin = group_ * group_cols_;
+    turns_left_ = min(padded_cols_ - begin, group_cols_) / kPerWord<kFormat>;
+    next_ = (matrix_ == 0 ? rows_[0] : rows_[kMatrices - 1]) +
+            static_cast<unsigned>(begin / kPerWord<kFormat> * kTurnBytes);
   }
 
-  const quant::Tile16 tile_;
+  const unsigned tile_bytes_;
+  const int num_groups_, group_cols_, padded_cols_;
   const std::byte* rows_[kMatrices];
-  int slices_, group_, matrix_ = 0, batch_ = 0, batches_;
+  const std::byte* next_;  // of what is pushed next
+  int turns_left_;         // of its group
+  int tiles_left_;
+  int slices_, group_, matrix_ = 0;
   int pushed_ = 0, popped_ = kRingBatches - 1;
-  uint4* ring_;
+  const unsigned stride_, slots_;  // bytes of shared memory
 };
 
 // Adds the products of one batch of turns, in ascending k. `shared` holds the inputs of its
@@ -233,104 +253,107 @@ __device__ inline TileSpot tile_spot() {
           static_cast<int>(threadIdx.x) / quant::kTileRows};
 }
 
-// The dots of tile `tile_idx` of kMatrices matrices of one shape with kInputs rows: those of
-// tile_spot() for threads below 16 * kInputs, 0 for others. `shared` takes tile_plan()'s bytes.
-template <QuantFormat kFormat, typename X, int kInputs, int kMatrices>
-__device__ void tile_dots(const QuantView* const (&matrices)[kMatrices], std::int64_t tile_idx,
-                          const X* const (&inputs)[kInputs], bool aligned, int slices,
-                          std::byte* shared, float (&out)[kMatrices]) {
+// The dots of tiles [tile_begin, tile_end) of kMatrices matrices of one shape with kInputs rows:
+// emit(tile, dots) is called by the threads that hold them, which are those whose tile_spot() has
+// an input below kInputs. `shared` takes tile_plan()'s bytes.
+template <QuantFormat kFormat, typename X, int kInputs, int kMatrices, typename Emit>
+__device__ void tile_dots(const QuantView* const (&matrices)[kMatrices], std::int64_t tile_begin,
+                          std::int64_t tile_end, const X* const (&inputs)[kInputs], bool aligned,
+                          int slices, std::byte* shared, Emit&& emit) {
   const QuantView& shape = *matrices[0];
   const int group_cols = shape.spec.group;
   const quant::Tile16 tile{shape.rows, shape.cols, QuantSpec{kFormat, group_cols}};
   const int num_groups = static_cast<int>(tile.num_groups());
   const int quad = static_cast<int>(threadIdx.x) % kQuads;
   const int slice = static_cast<int>(threadIdx.x) / kQuads;
-  const std::int64_t first_row = tile_idx * quant::kTileRows;
   const TileSpot spot = tile_spot();
   // Shared: the ring, sums [kMatrices][kInputs][slices][16], scales [kMatrices][slices][16],
   // inputs.
-  WeightRing<kFormat, kMatrices> ring(matrices, tile, first_row, slices,
-                                      reinterpret_cast<uint4*>(shared));
+  WeightRing<kFormat, kMatrices> ring(matrices, tile, tile_begin * quant::kTileRows,
+                                      static_cast<int>(tile_end - tile_begin), slices, shared);
   auto* const sums = reinterpret_cast<float*>(shared + blockDim.x * kRingBytes);
   float* const scales = sums + kMatrices * kInputs * slices * quant::kTileRows;
   X* const staged = reinterpret_cast<X*>(scales + kMatrices * slices * quant::kTileRows);
   const int input_stride = slices * group_stride<X>(group_cols);
-#pragma unroll
-  for (float& value : out) value = 0.0f;
-  for (int first = 0; first < num_groups; first += slices) {
-    // 1. The inputs of these groups.
-    const int count = num_groups - first < slices ? num_groups - first : slices;
-    const int fours = group_cols / 4;
-#pragma unroll
-    for (int i = 0; i < kInputs; ++i) {
-      for (int q = static_cast<int>(threadIdx.x); q < count * fours;
-           q += static_cast<int>(blockDim.x)) {
-        X* const dst =
-            staged + i * input_stride + q / fours * group_stride<X>(group_cols) + q % fours * 4;
-        *reinterpret_cast<FourOf<X>*>(dst) =
-            load_four(inputs[i], std::int64_t{first} * group_cols + 4 * q, shape.cols, aligned);
-      }
-    }
-    __syncthreads();
-    // 2. A group each.
-    if (slice < count) {
-      const std::int64_t begin = std::int64_t{first + slice} * group_cols;
-      const std::int64_t left = tile.padded_cols() - begin;
-      const int num_cols = left < group_cols ? static_cast<int>(left) : group_cols;
-      const std::int64_t row = first_row + quad * kRowsPerThread;
-#pragma unroll
-      for (int m = 0; m < kMatrices; ++m) {
-        const QuantView& w = *matrices[m];
-        const int at = (m * slices + slice) * quant::kTileRows + quad * kRowsPerThread;
-        float4 scale;
-        if constexpr (QuantSpec{kFormat}.has_scales()) {
-          scale = load_scales<kFormat>(w, tile, row, begin);
-        }
-        float partial[kInputs][kRowsPerThread][4] = {};
-        for (int batch = 0; batch < ring.batches(); ++batch) {
-          constexpr int kBatchCols = kBatchTurns * kPerWord<kFormat>;
-          ring.pop();
-          add_batch<kFormat, X, kInputs>(
-              ring, num_cols - batch * kBatchCols,
-              staged + slice * group_stride<X>(group_cols) + batch * kBatchCols, input_stride,
-              partial);
-          ring.push();
-        }
-        if constexpr (QuantSpec{kFormat}.has_scales()) {
-          *reinterpret_cast<float4*>(scales + at) = scale;
-        }
+  for (std::int64_t tile_idx = tile_begin; tile_idx < tile_end; ++tile_idx) {
+    float dots[kMatrices] = {};
+    const std::int64_t first_scale =
+        tile.scale_index(tile_idx * quant::kTileRows + quad * kRowsPerThread, 0);
+    for (int first = 0; first < num_groups; first += slices) {
+      const int count = num_groups - first < slices ? num_groups - first : slices;
+      // 1. The inputs of these groups, unless they are there: one pass holds all.
+      if (tile_idx == tile_begin || slices < num_groups) {
+        const int fours = group_cols / 4;
 #pragma unroll
         for (int i = 0; i < kInputs; ++i) {
-          float sum[kRowsPerThread];
-#pragma unroll
-          for (int r = 0; r < kRowsPerThread; ++r) {
-            const float(&p)[4] = partial[i][r];
-            sum[r] = __fadd_rn(__fadd_rn(p[0], p[1]), __fadd_rn(p[2], p[3]));
+          for (int q = static_cast<int>(threadIdx.x); q < count * fours;
+               q += static_cast<int>(blockDim.x)) {
+            X* const dst =
+                staged + i * input_stride + q / fours * group_stride<X>(group_cols) + q % fours * 4;
+            *reinterpret_cast<FourOf<X>*>(dst) =
+                load_four(inputs[i], std::int64_t{first} * group_cols + 4 * q, shape.cols, aligned);
           }
-          *reinterpret_cast<float4*>(sums +
-                                     ((m * kInputs + i) * slices + slice) * quant::kTileRows +
-                                     quad * kRowsPerThread) = {sum[0], sum[1], sum[2], sum[3]};
         }
       }
-    }
-    __syncthreads();
-    // 3. The groups in order.
-    if (spot.input < kInputs) {
-#pragma unroll 8
-      for (int g = 0; g < count; ++g) {
+      __syncthreads();
+      // 2. A group each.
+      if (slice < count) {
+        const int group = first + slice;
+        const int num_cols =
+            min(static_cast<int>(tile.padded_cols()) - group * group_cols, group_cols);
 #pragma unroll
         for (int m = 0; m < kMatrices; ++m) {
-          float scale = 1.0f;
+          const int at = (m * slices + slice) * quant::kTileRows + quad * kRowsPerThread;
+          float4 scale;
           if constexpr (QuantSpec{kFormat}.has_scales()) {
-            scale = scales[(m * slices + g) * quant::kTileRows + spot.row];
+            scale = load_scales<kFormat>(*matrices[m], first_scale + group * kScaleStep<kFormat>);
           }
-          out[m] = quant::fma_defined(
-              sums[((m * kInputs + spot.input) * slices + g) * quant::kTileRows + spot.row], scale,
-              out[m]);
+          float partial[kInputs][kRowsPerThread][4] = {};
+          constexpr int kBatchCols = kBatchTurns * kPerWord<kFormat>;
+          for (int batch = 0; batch * kBatchCols < num_cols; ++batch) {
+            ring.pop();
+            add_batch<kFormat, X, kInputs>(
+                ring, num_cols - batch * kBatchCols,
+                staged + slice * group_stride<X>(group_cols) + batch * kBatchCols, input_stride,
+                partial);
+            ring.push();
+          }
+          if constexpr (QuantSpec{kFormat}.has_scales()) {
+            *reinterpret_cast<float4*>(scales + at) = scale;
+          }
+#pragma unroll
+          for (int i = 0; i < kInputs; ++i) {
+            float sum[kRowsPerThread];
+#pragma unroll
+            for (int r = 0; r < kRowsPerThread; ++r) {
+              const float(&p)[4] = partial[i][r];
+              sum[r] = __fadd_rn(__fadd_rn(p[0], p[1]), __fadd_rn(p[2], p[3]));
+            }
+            *reinterpret_cast<float4*>(sums +
+                                       ((m * kInputs + i) * slices + slice) * quant::kTileRows +
+                                       quad * kRowsPerThread) = {sum[0], sum[1], sum[2], sum[3]};
+          }
+        }
+      }
+      __syncthreads();
+      // 3. The groups in order.
+      if (spot.input < kInputs) {
+#pragma unroll 8
+        for (int g = 0; g < count; ++g) {
+#pragma unroll
+          for (int m = 0; m < kMatrices; ++m) {
+            float scale = 1.0f;
+            if constexpr (QuantSpec{kFormat}.has_scales()) {
+              scale = scales[(m * slices + g) * quant::kTileRows + spot.row];
+            }
+            dots[m] = quant::fma_defined(
+                sums[((m * kInputs + spot.input) * slices + g) * quant::kTileRows + spot.row],
+                scale, dots[m]);
+          }
         }
       }
     }
-    if (first + slices < num_groups) __syncthreads();
+    if (spot.input < kInputs) emit(tile_idx, dots);
   }
 }
 

@@ -18,10 +18,18 @@ using BfPair = unsigned;
 __device__ inline float low_half(BfPair pair) { return bits_to_f32(pair << 16); }
 __device__ inline float high_half(BfPair pair) { return bits_to_f32(pair & 0xffff0000u); }
 
+// (word & mask) | bits in one instruction. The compiler, which has room for one constant in it,
+// would rather take two.
+__device__ inline unsigned masked_or(unsigned word, unsigned mask, unsigned bits) {
+  unsigned out;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(out) : "r"(word), "r"(mask), "r"(bits));
+  return out;
+}
+
 // The upper byte of each half is a code. Exponent bias 7 -> 127 by one exact multiplication, which
 // also covers subnormals. NaN codes are none here: weights that hold them are refused.
 __device__ inline BfPair fp8_upper_bytes(unsigned word) {
-  const unsigned bits = (word & 0x80008000u) | (word >> 4 & 0x07f007f0u);
+  const unsigned bits = masked_or(word >> 4, 0x07f007f0u, word & 0x80008000u);
   __nv_bfloat162 value;
   memcpy(&value, &bits, 4);
   constexpr unsigned short k2To120 = 0x7b80;
@@ -43,7 +51,7 @@ __device__ inline void unpack(unsigned word, float (&out)[kPerWord<kFormat>]) {
     for (int c = 0; c < 8; ++c) {
       const int shift = 4 * (c < 5 ? c : c - 3);
       const unsigned exponent = static_cast<unsigned>(127 + 23 - shift) << 23;
-      const unsigned bits = ((c < 5 ? codes : moved) & 0xfu << shift) | exponent;
+      const unsigned bits = masked_or(c < 5 ? codes : moved, 0xfu << shift, exponent);
       out[c] = __fsub_rn(bits_to_f32(bits), bits_to_f32(exponent) + 8.0f);
     }
   } else if constexpr (kFormat == QuantFormat::kInt8) {
@@ -100,7 +108,7 @@ __device__ inline void unpack_eight(const unsigned (&words)[kWordsPerEight<kForm
     const __nv_bfloat162 offset(__ushort_as_bfloat16(k128 + 8), __ushort_as_bfloat16(k128 + 8));
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const unsigned bits = (codes >> 4 * i & 0x000f000fu) | 0x43004300u;
+      const unsigned bits = masked_or(codes >> 4 * i, 0x000f000fu, 0x43004300u);
       __nv_bfloat162 value;
       memcpy(&value, &bits, 4);
       value = __hsub2(value, offset);
