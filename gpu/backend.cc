@@ -86,8 +86,10 @@ Result<std::unique_ptr<Backend>> CudaBackend::create(const CudaBackendOptions& o
     ASSIGN_OR_RETURN(StreamEvent event, StreamEvent::create());
     events.push_back(std::move(event));
   }
+  std::unique_ptr<CublasLt> cublaslt;
+  if (options.activations == DType::kBf16) cublaslt = CublasLt::open();
   return std::unique_ptr<Backend>(new CudaBackend(options, std::move(stream), std::move(staging),
-                                                  std::move(events), CublasLt::open()));
+                                                  std::move(events), std::move(cublaslt)));
 }
 
 // ---- Memory ----

@@ -95,7 +95,7 @@ class CudaBackend final : public Backend {
   StepCache steps_;
   DeviceBuffer inv_freq_;
   // Scratch, written and read in stream order, so that one of each is enough.
-  std::unique_ptr<CublasLt> cublaslt_;  // null where the machine has none
+  std::unique_ptr<CublasLt> cublaslt_;  // null for F32, and where the machine has none
   DeviceBuffer widened_;                // rows of a weight as BF16
   DeviceBuffer partials_;               // sums of parts of a linear's columns
   DeviceBuffer counters_;               // how many blocks have added theirs; zeros between launches
