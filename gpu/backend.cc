@@ -66,11 +66,12 @@ Status copy_rows(void* dst, std::int64_t dst_stride, const void* src, std::int64
 }  // namespace
 
 CudaBackend::CudaBackend(const CudaBackendOptions& options, Stream stream, StagingRing staging,
-                         std::vector<StreamEvent> events)
+                         std::vector<StreamEvent> events, std::unique_ptr<CublasLt> cublaslt)
     : options_(options),
       stream_(std::move(stream)),
       staging_(std::move(staging)),
-      events_(std::move(events)) {}
+      events_(std::move(events)),
+      cublaslt_(std::move(cublaslt)) {}
 
 CudaBackend::~CudaBackend() { (void)stream_.synchronize(); }
 
@@ -85,8 +86,10 @@ Result<std::unique_ptr<Backend>> CudaBackend::create(const CudaBackendOptions& o
     ASSIGN_OR_RETURN(StreamEvent event, StreamEvent::create());
     events.push_back(std::move(event));
   }
-  return std::unique_ptr<Backend>(
-      new CudaBackend(options, std::move(stream), std::move(staging), std::move(events)));
+  std::unique_ptr<CublasLt> cublaslt;
+  if (options.activations == DType::kBf16) cublaslt = CublasLt::open();
+  return std::unique_ptr<Backend>(new CudaBackend(options, std::move(stream), std::move(staging),
+                                                  std::move(events), std::move(cublaslt)));
 }
 
 // ---- Memory ----

@@ -1,11 +1,14 @@
-// The backend of one GPU: kernels for every operation, all in one stream. Decode and prefill rows
-// share one arithmetic, but for how attention splits a row's keys. Products of activations and
-// weights use the defined arithmetic (quant/defined_arithmetic.h), but for those within attention.
+// The backend of one GPU: kernels for every operation, all in one stream. Routed experts use the
+// defined arithmetic (quant/defined_arithmetic.h); so do dense linears, unless their inputs are
+// BF16 and their weights FP8 or BF16: those run on tensor cores, rows of decode and verify by
+// kernels/linear_few.cu, rows of prefill by cuBLASLt where the machine has it. Attention splits a
+// row's keys by its purpose and its own number of keys.
 #pragma once
 
 #include <vector>
 
 #include "core/interface/backend.h"
+#include "gpu/cublaslt.h"
 #include "gpu/device.h"
 #include "gpu/factory.h"
 #include "gpu/launch.h"
@@ -69,12 +72,15 @@ class CudaBackend final : public Backend {
 
  private:
   CudaBackend(const CudaBackendOptions& options, Stream stream, StagingRing staging,
-              std::vector<StreamEvent> events);
+              std::vector<StreamEvent> events, std::unique_ptr<CublasLt> cublaslt);
 
   // Runs `enqueue` with this device current, unless an earlier error stands; keeps its error.
   template <typename F>
   void run(F&& enqueue);
 
+  // Rows of decode and verify, and of prefill.
+  Status multiply_few(const QuantView& weight, const TensorView& x, const TensorView& y);
+  Status multiply_many(const QuantView& weight, const TensorView& x, const TensorView& y);
   Status select_rows(const StepView& step, const SelectParams& params);
   Status route_rows(const RouteParams& params);
   Status run_parts(const ExpertParams& params);
@@ -90,7 +96,11 @@ class CudaBackend final : public Backend {
   StepCache steps_;
   DeviceBuffer inv_freq_;
   // Scratch, written and read in stream order, so that one of each is enough.
-  DeviceBuffer scores_;  // F32 [rows at once, positions]
+  std::unique_ptr<CublasLt> cublaslt_;  // null for F32, and where the machine has none
+  DeviceBuffer widened_;                // rows of a weight as BF16
+  DeviceBuffer partials_;               // sums of parts of a linear's columns
+  DeviceBuffer counters_;               // how many blocks have added theirs; zeros between launches
+  DeviceBuffer scores_;                 // F32 [rows at once, positions]
   DeviceBuffer attend_scratch_;
   DeviceBuffer routes_;         // experts, weights, forced [T, top_k] each
   DeviceBuffer combine_slots_;  // slots, weights [T, top_k] each

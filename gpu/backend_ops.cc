@@ -7,10 +7,13 @@
 #include "gpu/error.h"
 #include "gpu/run-inl.h"
 #include "gpu/weights.h"
+#include "quant/tile16.h"
 
 namespace stoker::gpu {
 namespace {
 
+constexpr std::int64_t kWidenedBytes = std::int64_t{128} << 20;
+constexpr std::int64_t kPanelAlign = 256;  // outputs of a panel, so that its blocks are whole
 constexpr int kScoreRows = 64;  // rows whose scores are held at once: at most 42 MB at 163840
 
 const QuantView& view_of(const BackendWeight& weight) {
@@ -43,14 +46,55 @@ void CudaBackend::embed(const StepView& step, const BackendWeight& table, Tensor
 void CudaBackend::linear(const StepView& step, const BackendWeight& weight, TensorView x,
                          TensorView y) {
   check_rows(step, x);
-  run([&] { return launch_gemv({view_of(weight), x, y}, stream_); });
+  const QuantView& w = view_of(weight);
+  run([&]() -> Status {
+    for (std::size_t begin = 0; begin < step.ranges.size();) {
+      // Ranges of one purpose, together.
+      const RowRange& first = step.ranges[begin];
+      int num_rows = 0;
+      for (; begin < step.ranges.size() && step.ranges[begin].purpose == first.purpose; ++begin) {
+        num_rows += step.ranges[begin].num_rows;
+      }
+      const TensorView from = x.row_slice(first.row_begin, num_rows);
+      const TensorView to = y.row_slice(first.row_begin, num_rows);
+      RETURN_IF_ERROR(first.purpose == Purpose::kPrefill ? multiply_many(w, from, to)
+                                                         : multiply_few(w, from, to));
+    }
+    return {};
+  });
+}
+
+Status CudaBackend::multiply_few(const QuantView& w, const TensorView& x, const TensorView& y) {
+  if (!suits_linear_few(w, x.dtype)) return launch_gemv({w, x, y}, stream_);
+  const LinearScratchSize scratch = linear_few_scratch(w, x.rows);
+  RETURN_IF_ERROR(partials_.grow(scratch.partial_bytes), "partial sums of a linear");
+  RETURN_IF_ERROR(counters_.grow(scratch.counter_bytes), "counters of a linear");
+  return launch_linear_few({w, x, y, {at<float>(partials_, 0), at<unsigned>(counters_, 0)}},
+                           stream_);
+}
+
+Status CudaBackend::multiply_many(const QuantView& w, const TensorView& x, const TensorView& y) {
+  if (cublaslt_ == nullptr || !suits_linear_few(w, x.dtype) || !CublasLt::suits(x, y)) {
+    return multiply_few(w, x, y);
+  }
+  // Panels of outputs, so that the widened weight stays small beside the weight itself.
+  const std::int64_t panel_rows = std::max(
+      std::int64_t{quant::kTileRows}, kWidenedBytes / (2 * w.cols) / kPanelAlign * kPanelAlign);
+  RETURN_IF_ERROR(widened_.grow(std::min(panel_rows, w.rows) * w.cols * 2), "a widened weight");
+  auto* const widened = at<bf16>(widened_, 0);
+  for (std::int64_t begin = 0; begin < w.rows; begin += panel_rows) {
+    const std::int64_t num_rows = std::min(panel_rows, w.rows - begin);
+    RETURN_IF_ERROR(launch_widen({w, begin, num_rows, widened}, stream_));
+    RETURN_IF_ERROR(cublaslt_->multiply(widened, x, y.col_slice(begin, num_rows), stream_));
+  }
+  return {};
 }
 
 void CudaBackend::logits(const StepView& step, const BackendWeight& head, TensorView x,
                          TensorView y) {
   CHECK(x.rows == static_cast<std::int64_t>(step.logit_rows.size()) && y.dtype == DType::kF32,
         "{} rows of {} logit rows", x.rows, step.logit_rows.size());
-  run([&] { return launch_gemv({view_of(head), x, y}, stream_); });
+  run([&] { return multiply_few(view_of(head), x, y); });
 }
 
 void CudaBackend::gather_logit_rows(const StepView& step, TensorView x, TensorView out) {

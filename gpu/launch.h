@@ -37,6 +37,35 @@ struct GemvParams {
 };
 Status launch_gemv(const GemvParams& params, const Stream& stream);
 
+// y[t] = W . x[t] for the rows of decode and verify, BF16 inputs and FP8 or BF16 weights, on tensor
+// cores. A row's bits depend on the row and the weight alone.
+struct LinearScratch {
+  float* partials;     // as large as linear_few_scratch() says
+  unsigned* counters;  // the same; zeros before and after
+};
+struct LinearScratchSize {
+  std::int64_t partial_bytes = 0, counter_bytes = 0;
+};
+struct LinearFewParams {
+  QuantView weight;  // tile16
+  TensorView x;      // [T, cols]
+  TensorView y;      // [T, rows]
+  LinearScratch scratch;
+};
+inline constexpr int kLinearFewRows = 16;  // that share a reading of the weight
+bool suits_linear_few(const QuantView& weight, DType x);
+LinearScratchSize linear_few_scratch(const QuantView& weight, std::int64_t rows);
+Status launch_linear_few(const LinearFewParams& params, const Stream& stream);
+
+// out = rows [row_begin, row_begin + num_rows) of an FP8 or BF16 weight times their scales, as
+// BF16, row-major: what a library's product takes. Requires: cols is a multiple of 8.
+struct WidenParams {
+  QuantView weight;  // tile16
+  std::int64_t row_begin, num_rows;
+  bf16* out;  // [num_rows, cols]
+};
+Status launch_widen(const WidenParams& params, const Stream& stream);
+
 // A block of output rows of one expert, for a few of the rows that chose it.
 inline constexpr int kExpertTaskRows = 4;
 struct ExpertTask {

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include "tools/backend_choice.h"
+#include "tools/bench_gpu.h"
 #include "tools/bench_io.h"
 #include "tools/bench_kernels.h"
 #include "tools/bench_model.h"
@@ -16,7 +18,17 @@ struct BenchFlags {
   std::string working_set;  // of suite kernels; a size
 };
 
+Result<int> run_device_kernels(const BenchFlags& flags) {
+  ASSIGN_OR_RETURN(const BackendChoice choice, make_backend(flags.model.model));
+  DeviceSuiteOptions options;
+  options.rounds = flags.model.rounds;
+  ASSIGN_OR_RETURN(const DeviceReport report, bench_device_kernels(*choice.backend, options));
+  fmt::print("{}", flags.model.json ? to_json(report).dump() + "\n" : to_text(report));
+  return 0;
+}
+
 Result<int> run_kernels(const BenchFlags& flags) {
+  if (flags.model.model.backend == "cuda") return run_device_kernels(flags);
   KernelSuiteOptions options;
   options.rounds = flags.model.rounds;
   if (flags.model.model.isa == "auto") {
@@ -52,7 +64,9 @@ Command add_bench(CLI::App& program) {
                                          "machine gives in the same run");
   ModelBenchFlags& model = flags->model;
   add_model_argument(*app, model.model);
-  app->add_option("--suite", flags->suite, "What to measure")
+  app->add_option("--suite", flags->suite,
+                  "What to measure; kernels: those of one CPU thread, or of the GPU with --backend "
+                  "cuda")
       ->check(CLI::IsMember({"decode", "prefill", "io", "kernels"}))
       ->capture_default_str();
   app->add_option("--tokens", model.tokens,

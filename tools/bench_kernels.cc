@@ -39,22 +39,6 @@ std::int64_t default_working_set() {
   return std::max(kLeastBytes, 3 * last_cache) / kPieceBytes * kPieceBytes;
 }
 
-// Random bytes that are finite non-zero weights, near 1, in every format, and non-zero nibbles.
-void fill_with_weights(std::span<std::byte> bytes) {
-  std::mt19937_64 random(1);
-  for (std::size_t i = 0; i < bytes.size(); i += 8) {
-    std::uint64_t word = random();
-    for (int at = 0; at < 64; at += 4) {
-      const bool high = at % 8 == 4;
-      std::uint64_t nibble = word >> at & 0xf;
-      if (high) nibble = 0x3 | (nibble & 0x8);  // exponents just below that of 1
-      if (nibble % 8 == 0) nibble |= 1;
-      word = (word & ~(std::uint64_t{0xf} << at)) | nibble << at;
-    }
-    std::memcpy(bytes.data() + i, &word, 8);
-  }
-}
-
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return values.empty() ? 0.0 : values[values.size() / 2];
@@ -175,6 +159,21 @@ class KernelBench {
 };
 
 }  // namespace
+
+void fill_with_weights(std::span<std::byte> bytes) {
+  std::mt19937_64 random(1);
+  for (std::size_t i = 0; i < bytes.size(); i += 8) {
+    std::uint64_t word = random();
+    for (int at = 0; at < 64; at += 4) {
+      const bool high = at % 8 == 4;
+      std::uint64_t nibble = word >> at & 0xf;
+      if (high) nibble = 0x3 | (nibble & 0x8);  // exponents just below that of 1
+      if (nibble % 8 == 0) nibble |= 1;
+      word = (word & ~(std::uint64_t{0xf} << at)) | nibble << at;
+    }
+    std::memcpy(bytes.data() + i, &word, 8);
+  }
+}
 
 Result<KernelReport> bench_kernels(const KernelSuiteOptions& options) {
   KernelReport report;

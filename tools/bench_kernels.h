@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,9 @@
 #include "cpu/isa.h"
 
 namespace stoker::tools {
+
+// Random bytes that are finite non-zero weights, near 1, in every format, and non-zero nibbles.
+void fill_with_weights(std::span<std::byte> bytes);
 
 struct KernelCase {
   Isa isa = Isa::kScalar;

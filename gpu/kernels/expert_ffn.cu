@@ -9,62 +9,100 @@
 namespace stoker::gpu {
 namespace {
 
-constexpr int kTasksPerLaunch = 24;  // kernel parameters hold 4 KiB
+// Kernel parameters hold 32 KiB. A launch ends with multiprocessors that have nothing left to do,
+// so it should take the blocks of all experts of a token, of which INT4 experts have 15 each.
+constexpr int kTasksPerLaunch = 256;
+
+// An ExpertTask without what all tasks of a launch share.
+struct Task {
+  const std::byte *payload, *scales;        // gate, or down
+  const std::byte *up_payload, *up_scales;  // of a gate/up task
+  std::int32_t rows, row_begin, num_inputs, out_row;
+  std::int32_t in_rows[kExpertTaskRows];
+};
 
 struct Batch {
-  ExpertTask tasks[kTasksPerLaunch];
+  Task tasks[kTasksPerLaunch];
+  QuantView shape;  // rows and addresses are the task's
   TensorView x;
   TensorView out;
   bool aligned;
+  int slices;
+  int tiles_per_block;
 };
-static_assert(sizeof(Batch) <= 4096);
+static_assert(sizeof(Batch) <= 32764);
+
+__device__ QuantView matrix_of(const Batch& b, const Task& task, bool up) {
+  QuantView matrix = b.shape;
+  matrix.payload = up ? task.up_payload : task.payload;
+  matrix.scales = up ? task.up_scales : task.scales;
+  matrix.rows = task.rows;
+  return matrix;
+}
 
 template <typename X, int kInputs>
-__device__ void task_inputs(const ExpertTask& task, const TensorView& x,
-                            const X* (&inputs)[kInputs]) {
+__device__ void task_inputs(const Task& task, const TensorView& x, const X* (&inputs)[kInputs]) {
   for (int i = 0; i < kInputs; ++i) {
     const std::int64_t row = task.in_rows[i < task.num_inputs ? i : 0];
     inputs[i] = static_cast<const X*>(x.data) + row * x.row_stride;
   }
 }
 
-// Whether this thread holds a value of `task`, whose output row within the block is then set.
-template <int kInputs>
-__device__ bool holds_value(const ExpertTask& task, std::int64_t& row) {
+// The tiles of `task` that this block computes: [begin, end), perhaps none.
+struct TileRange {
+  std::int64_t begin, end;
+};
+__device__ TileRange tiles_of(const Batch& b, const Task& task) {
+  const std::int64_t num_tiles = (task.rows + quant::kTileRows - 1) / quant::kTileRows;
+  const std::int64_t begin = std::int64_t{blockIdx.x} * b.tiles_per_block;
+  return {begin, min(begin + b.tiles_per_block, num_tiles)};
+}
+
+// Whether the task has the output at this thread's spot of a tile, which is row `row` of its block.
+__device__ bool has_output(const Task& task, std::int64_t tile, std::int64_t& row) {
   const TileSpot spot = tile_spot();
-  row = std::int64_t{blockIdx.x} * quant::kTileRows + spot.row;
-  return spot.input < kInputs && spot.input < task.num_inputs && row < task.weight.rows;
+  row = tile * quant::kTileRows + spot.row;
+  return spot.input < task.num_inputs && row < task.rows;
 }
 
 template <QuantFormat kFormat, typename X, int kInputs>
 __global__ void __launch_bounds__(kTileThreads) expert_gate_up(const __grid_constant__ Batch b) {
-  extern __shared__ float sums[];
-  const ExpertTask& task = b.tasks[blockIdx.y];
-  if (std::int64_t{blockIdx.x} * quant::kTileRows >= task.weight.rows) return;
+  extern __shared__ __align__(16) std::byte shared[];
+  const Task& task = b.tasks[blockIdx.y];
+  const TileRange tiles = tiles_of(b, task);
+  if (tiles.begin >= tiles.end) return;
   const X* inputs[kInputs];
   task_inputs(task, b.x, inputs);
-  float gate = tile_dots<kFormat, X, kInputs>(task.weight, blockIdx.x, inputs, b.aligned, sums);
-  float up = tile_dots<kFormat, X, kInputs>(task.up, blockIdx.x, inputs, b.aligned, sums);
-  std::int64_t row;
-  if (!holds_value<kInputs>(task, row)) return;
-  gate = rounded(b.out.dtype, gate);
-  up = rounded(b.out.dtype, up);
-  store(b.out, task.out_row + tile_spot().input, task.row_begin + row,
-        __fmul_rn(quant::silu_defined(gate), up));
+  const QuantView gate_view = matrix_of(b, task, false), up_view = matrix_of(b, task, true);
+  const QuantView* const matrices[2] = {&gate_view, &up_view};
+  tile_dots<kFormat, X, kInputs, 2>(
+      matrices, tiles.begin, tiles.end, inputs, b.aligned, b.slices, shared,
+      [&](std::int64_t tile, const float(&dots)[2]) {
+        std::int64_t row;
+        if (!has_output(task, tile, row)) return;
+        const float gate = rounded(b.out.dtype, dots[0]), up = rounded(b.out.dtype, dots[1]);
+        store(b.out, task.out_row + tile_spot().input, task.row_begin + row,
+              __fmul_rn(quant::silu_defined(gate), up));
+      });
 }
 
 template <QuantFormat kFormat, typename X, int kInputs>
 __global__ void __launch_bounds__(kTileThreads) expert_down(const __grid_constant__ Batch b) {
-  extern __shared__ float sums[];
-  const ExpertTask& task = b.tasks[blockIdx.y];
-  if (std::int64_t{blockIdx.x} * quant::kTileRows >= task.weight.rows) return;
+  extern __shared__ __align__(16) std::byte shared[];
+  const Task& task = b.tasks[blockIdx.y];
+  const TileRange tiles = tiles_of(b, task);
+  if (tiles.begin >= tiles.end) return;
   const X* inputs[kInputs];
   task_inputs(task, b.x, inputs);
-  const float value =
-      tile_dots<kFormat, X, kInputs>(task.weight, blockIdx.x, inputs, b.aligned, sums);
-  std::int64_t row;
-  if (!holds_value<kInputs>(task, row)) return;
-  store(b.out, task.out_row + tile_spot().input, task.row_begin + row, value);
+  const QuantView view = matrix_of(b, task, false);
+  const QuantView* const matrices[1] = {&view};
+  tile_dots<kFormat, X, kInputs, 1>(matrices, tiles.begin, tiles.end, inputs, b.aligned, b.slices,
+                                    shared, [&](std::int64_t tile, const float(&dots)[1]) {
+                                      std::int64_t row;
+                                      if (!has_output(task, tile, row)) return;
+                                      store(b.out, task.out_row + tile_spot().input,
+                                            task.row_begin + row, dots[0]);
+                                    });
 }
 
 void check_task(const ExpertTask& task, const ExpertTask& first, const TensorView& x, bool has_up) {
@@ -80,6 +118,20 @@ void check_task(const ExpertTask& task, const ExpertTask& first, const TensorVie
         task.weight.cols);
 }
 
+Task packed(const ExpertTask& task) {
+  Task packed{task.weight.payload,
+              task.weight.scales,
+              task.up.payload,
+              task.up.scales,
+              static_cast<std::int32_t>(task.weight.rows),
+              task.row_begin,
+              task.num_inputs,
+              task.out_row,
+              {}};
+  std::copy(std::begin(task.in_rows), std::end(task.in_rows), packed.in_rows);
+  return packed;
+}
+
 // Runs the tasks, a launch's worth at a time. `kernel(format, input, inputs)` names the kernel.
 template <typename Kernel>
 Status run_batches(const ExpertBatchParams& params, bool has_up, const char* name,
@@ -89,34 +141,48 @@ Status run_batches(const ExpertBatchParams& params, bool has_up, const char* nam
   for (std::size_t begin = 0; begin < params.tasks.size(); begin += kTasksPerLaunch) {
     const auto tasks = params.tasks.subspan(
         begin, std::min<std::size_t>(kTasksPerLaunch, params.tasks.size() - begin));
-    Batch batch{};
+    Batch batch;
+    batch.shape = tasks[0].weight;
     batch.x = params.x;
     batch.out = params.out;
     batch.aligned = reads_aligned(params.x);
+    const quant::Tile16 tile = quant::tile16_of(tasks[0].weight);
     std::int64_t num_tiles = 0;
     int num_inputs = 0;
     for (std::size_t i = 0; i < tasks.size(); ++i) {
       check_task(tasks[i], params.tasks[0], params.x, has_up);
-      batch.tasks[i] = tasks[i];
+      batch.tasks[i] = packed(tasks[i]);
       num_tiles = std::max(num_tiles, quant::tile16_of(tasks[i].weight).num_tiles());
       num_inputs = std::max(num_inputs, tasks[i].num_inputs);
     }
-    const int inputs = num_inputs == 1 ? 1 : kExpertTaskRows;
-    const int threads = tile_threads(quant::tile16_of(tasks[0].weight), inputs);
-    const dim3 grid(static_cast<unsigned>(num_tiles), static_cast<unsigned>(tasks.size()));
-    const int shared_bytes = tile_shared_bytes(threads, inputs);
-    for_format_and_input(tasks[0].weight.spec.format, params.x.dtype, [&](auto format, auto input) {
-      if (inputs == 1) {
-        kernel(format, input,
-               std::integral_constant<int, 1>{})<<<grid, threads, shared_bytes, native(stream)>>>(
-            batch);
-      } else {
-        kernel(format, input,
-               std::integral_constant<
-                   int, kExpertTaskRows>{})<<<grid, threads, shared_bytes, native(stream)>>>(batch);
+    const auto launch = [&](auto format, auto input, auto inputs) -> Status {
+      const TilePlan plan = tile_plan<decltype(input)>(tile, inputs, has_up ? 2 : 1);
+      batch.slices = plan.slices;
+      const auto chosen = kernel(format, input, inputs);
+      RETURN_IF_ERROR(allow_shared(chosen, plan.shared_bytes));
+      const auto num_tasks = static_cast<std::int64_t>(tasks.size());
+      batch.tiles_per_block = 1;
+      if (plan.slices >= tile.num_groups()) {
+        // The inputs of a block serve all its tiles: as many as let all blocks run at once, if that
+        // leaves enough blocks for every multiprocessor to have its share.
+        ASSIGN_OR_RETURN(const std::int64_t at_once,
+                         blocks_at_once(chosen, plan.threads, plan.shared_bytes));
+        const std::int64_t per_task = at_once / num_tasks;
+        if (per_task > 1) {
+          batch.tiles_per_block = static_cast<int>((num_tiles + per_task - 1) / per_task);
+        }
       }
-    });
-    RETURN_IF_ERROR(launch_status(name));
+      const dim3 grid(blocks_for(num_tiles, batch.tiles_per_block),
+                      static_cast<unsigned>(num_tasks));
+      chosen<<<grid, plan.threads, plan.shared_bytes, native(stream)>>>(batch);
+      return launch_status(name);
+    };
+    RETURN_IF_ERROR(for_format_and_input(
+        batch.shape.spec.format, params.x.dtype, [&](auto format, auto input) -> Status {
+          return num_inputs == 1
+                     ? launch(format, input, std::integral_constant<int, 1>{})
+                     : launch(format, input, std::integral_constant<int, kExpertTaskRows>{});
+        }));
   }
   return {};
 }

@@ -7,8 +7,8 @@ namespace {
 
 // One block per tile of 16 outputs and kInputs rows of x.
 template <QuantFormat kFormat, typename X, int kInputs>
-__global__ void __launch_bounds__(kTileThreads) gemv(GemvParams params, bool aligned) {
-  extern __shared__ float sums[];
+__global__ void __launch_bounds__(kTileThreads) gemv(GemvParams params, bool aligned, int slices) {
+  extern __shared__ __align__(16) std::byte shared[];
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * kInputs;
   const X* inputs[kInputs];
   for (int i = 0; i < kInputs; ++i) {
@@ -16,13 +16,28 @@ __global__ void __launch_bounds__(kTileThreads) gemv(GemvParams params, bool ali
     const std::int64_t row = first + i < params.x.rows ? first + i : params.x.rows - 1;
     inputs[i] = static_cast<const X*>(params.x.data) + row * params.x.row_stride;
   }
-  const float value =
-      tile_dots<kFormat, X, kInputs>(params.weight, blockIdx.x, inputs, aligned, sums);
-  const TileSpot spot = tile_spot();
-  const std::int64_t output = std::int64_t{blockIdx.x} * quant::kTileRows + spot.row;
-  if (spot.input < kInputs && first + spot.input < params.x.rows && output < params.weight.rows) {
-    store(params.y, first + spot.input, output, value);
-  }
+  const QuantView* const weight[1] = {&params.weight};
+  tile_dots<kFormat, X, kInputs, 1>(
+      weight, blockIdx.x, blockIdx.x + 1, inputs, aligned, slices, shared,
+      [&](std::int64_t tile, const float(&dots)[1]) {
+        const TileSpot spot = tile_spot();
+        const std::int64_t output = tile * quant::kTileRows + spot.row;
+        if (first + spot.input < params.x.rows && output < params.weight.rows) {
+          store(params.y, first + spot.input, output, dots[0]);
+        }
+      });
+}
+
+template <QuantFormat kFormat, typename X, int kInputs>
+Status launch_inputs(const GemvParams& p, const Stream& stream) {
+  const quant::Tile16 tile = quant::tile16_of(p.weight);
+  const TilePlan plan = tile_plan<X>(tile, kInputs, 1);
+  const auto kernel = gemv<kFormat, X, kInputs>;
+  RETURN_IF_ERROR(allow_shared(kernel, plan.shared_bytes));
+  const dim3 grid(static_cast<unsigned>(tile.num_tiles()), blocks_for(p.x.rows, kInputs));
+  kernel<<<grid, plan.threads, plan.shared_bytes, native(stream)>>>(p, reads_aligned(p.x),
+                                                                    plan.slices);
+  return launch_status("gemv");
 }
 
 }  // namespace
@@ -30,32 +45,27 @@ __global__ void __launch_bounds__(kTileThreads) gemv(GemvParams params, bool ali
 Status launch_gemv(const GemvParams& params, const Stream& stream) {
   const GemvParams& p = params;
   check_tiled(p.weight, "gemv");
+  CHECK(!p.weight.spec.is_integer(), "{} in a dense linear",
+        quant_format_name(p.weight.spec.format));
   CHECK(is_activation(p.x) && is_activation(p.y), "gemv of {} to {}", dtype_name(p.x.dtype),
         dtype_name(p.y.dtype));
   CHECK(p.x.cols == p.weight.cols && p.y.cols == p.weight.rows && p.x.rows == p.y.rows,
         "[{}, {}] x [{}, {}] -> [{}, {}]", p.x.rows, p.x.cols, p.weight.rows, p.weight.cols,
         p.y.rows, p.y.cols);
   if (p.x.rows == 0) return {};
-  const quant::Tile16 tile = quant::tile16_of(p.weight);
-  const bool aligned = reads_aligned(p.x);
-  const auto launch = [&](auto kernel, int inputs) {
-    const int threads = tile_threads(tile, inputs);
-    const dim3 grid(static_cast<unsigned>(tile.num_tiles()), blocks_for(p.x.rows, inputs));
-    kernel<<<grid, threads, tile_shared_bytes(threads, inputs), native(stream)>>>(p, aligned);
-  };
-  for_format_and_input(p.weight.spec.format, p.x.dtype, [&](auto format, auto input) {
-    constexpr QuantFormat kFormat = decltype(format)::value;
-    using X = decltype(input);
-    // How many rows share a reading of the weight does not change any row's arithmetic.
-    if (p.x.rows == 1) {
-      launch(gemv<kFormat, X, 1>, 1);
-    } else if (p.x.rows == 2) {
-      launch(gemv<kFormat, X, 2>, 2);
-    } else {
-      launch(gemv<kFormat, X, 4>, 4);
-    }
-  });
-  return launch_status("gemv");
+  return for_format_and_input(p.weight.spec.format, p.x.dtype,
+                              [&](auto format, auto input) -> Status {
+                                constexpr QuantFormat kFormat = decltype(format)::value;
+                                using X = decltype(input);
+                                if constexpr (QuantSpec{kFormat}.is_integer()) {
+                                  return {};
+                                } else {
+                                  // How many rows share a reading of the weight does not change any
+                                  // row's arithmetic.
+                                  return p.x.rows == 1 ? launch_inputs<kFormat, X, 1>(p, stream)
+                                                       : launch_inputs<kFormat, X, 4>(p, stream);
+                                }
+                              });
 }
 
 Status kernels_available() {

@@ -62,11 +62,13 @@ TEST_P(CudaModel, ChunksAndBatchesChangeNoBit) {
   // Token by token.
   KvSequence kv = engine.sequence();
   for (std::size_t i = 0; i < a.size(); ++i) {
-    const Rows one = engine.feed(kv, std::span(a).subspan(i, 1), Purpose::kDecode, Logits::kLast);
+    const Rows one = engine.feed(kv, std::span(a).subspan(i, 1), Purpose::kPrefill, Logits::kLast);
     ASSERT_EQ(one.front(), whole[i]) << "row " << i;
   }
-  // The last token of one beside the whole of another.
-  KvSequence kv_a = engine.sequence(), kv_b = engine.sequence();
+  // The last token of one, decoded alone and beside the whole of another.
+  KvSequence kv_alone = engine.sequence(), kv_a = engine.sequence(), kv_b = engine.sequence();
+  engine.feed(kv_alone, std::span(a).first(kTokens - 1), Purpose::kPrefill, Logits::kNone);
+  const Rows alone = engine.feed(kv_alone, std::span(a).last(1), Purpose::kDecode, Logits::kLast);
   engine.feed(kv_a, std::span(a).first(kTokens - 1), Purpose::kPrefill, Logits::kNone);
   std::vector<TokenId> both = {a.back()};
   both.insert(both.end(), b.begin(), b.end());
@@ -75,7 +77,7 @@ TEST_P(CudaModel, ChunksAndBatchesChangeNoBit) {
       {&kv_b, 1, static_cast<int>(b.size()), Purpose::kPrefill, Logits::kAll}};
   const ForwardPtr forward = engine.runner().run({both, segments}).value();
   Rows together = TinyEngine::rows_of(*forward);
-  EXPECT_EQ(together.front(), whole.back());
+  EXPECT_EQ(together.front(), alone.front());
   together.erase(together.begin());
   EXPECT_EQ(together, other);
 }

@@ -1,5 +1,8 @@
-// Products in the defined arithmetic: bit for bit what quant says they are.
+// Products: in the defined arithmetic bit for bit what quant says they are, on tensor cores as near
+// as sums of F32 are, and the same for a row whatever stands beside it.
 #include <gtest/gtest.h>
+
+#include <cmath>
 
 #include "quant/defined_arithmetic.h"
 #include "quant/expert_block.h"
@@ -15,7 +18,75 @@ class CudaProducts : public CudaTest {
     EXPECT_EQ(f32_to_bits(expected), f32_to_bits(actual))
         << where << ": " << expected << " and " << actual;
   }
+
+  bool on_tensor_cores(QuantFormat format) const {
+    return activation == DType::kBf16 &&
+           (format == QuantFormat::kF8E4m3B128 || format == QuantFormat::kBf16);
+  }
+
+  // That `actual` is w . x but for the rounding of F32 sums.
+  static void expect_dot(const QuantView& w, std::int64_t row, const float* x, float actual,
+                         const std::string& where, double tolerance = 0x1p-20) {
+    double dot = 0.0, size = 0.0;
+    for (std::int64_t k = 0; k < w.cols; ++k) {
+      const double weight =
+          double{quant::element_at(w, row, k)} * double{quant::scale_at(w, row, k)};
+      dot += weight * double{x[k]};
+      size += std::abs(weight * double{x[k]});
+    }
+    EXPECT_NEAR(dot, actual, tolerance * size + 1e-30) << where;
+  }
 };
+
+TEST_P(CudaProducts, LinearOnTensorCores) {
+  struct Shape {
+    std::int64_t rows, cols;
+    int output_step;  // every so manieth output is compared
+  };
+  // Whole and partial tiles, pairs of tiles, groups and segments; blocks that share an output's
+  // columns, and (the last) that have them to themselves.
+  const Shape shapes[] = {{16, 128, 1},   {48, 512, 1},      {33, 130, 1},    {1, 5, 1},
+                          {100, 1002, 1}, {24, 8460, 1},     {576, 2048, 37}, {65, 1025, 1},
+                          {40, 4097, 1},  {17000, 1100, 997}};
+  Random random(7);
+  for (const QuantFormat format : {QuantFormat::kF8E4m3B128, QuantFormat::kBf16}) {
+    if (!on_tensor_cores(format)) GTEST_SKIP() << "BF16 inputs only";
+    for (const Shape& shape : shapes) {
+      const HostMatrix host = random.matrix(format, shape.rows, shape.cols);
+      const WeightPtr weight = adopt(host);
+      constexpr int kMost = 33;
+      const Values x = random.values(kMost, shape.cols, activation);
+      const Tensor device_x = upload(x, activation);
+      Values all;
+      for (const int num_rows : {kMost, 1, 2, 7, 8, 9, 15, 16, 17}) {
+        SCOPED_TRACE(fmt::format("{} [{}, {}] x {}", quant_format_name(format), shape.rows,
+                                 shape.cols, num_rows));
+        const TestStep step({{num_rows, num_rows}});
+        begin(step);
+        const Tensor y = empty(DType::kF32, num_rows, shape.rows);
+        const Tensor stored = empty(activation, num_rows, shape.rows);
+        const TensorView inputs = device_x.view().row_slice(kMost - num_rows, num_rows);
+        backend->linear(step.view, *weight, inputs, y.view());
+        backend->linear(step.view, *weight, inputs, stored.view());
+        const Values got = download(y.view()), got_stored = download(stored.view());
+        if (num_rows == kMost) all = got;
+        for (std::int64_t t = 0; t < num_rows; ++t) {
+          for (std::int64_t r = 0; r < shape.rows; r += shape.output_step) {
+            const std::string where = fmt::format("row {} output {}", t, r);
+            const std::int64_t row = kMost - num_rows + t;
+            if (num_rows == kMost) {
+              expect_dot(host.view, r, x.row(row), got.at(t, r), where);
+            } else {
+              expect_same_bits(all.at(row, r), got.at(t, r), where);
+            }
+            expect_same_bits(as_stored(activation, got.at(t, r)), got_stored.at(t, r), where);
+          }
+        }
+        if (HasFailure()) return;
+      }
+    }
+  }
+}
 
 TEST_P(CudaProducts, LinearIsTheDefinedDot) {
   struct Shape {
@@ -26,10 +97,11 @@ TEST_P(CudaProducts, LinearIsTheDefinedDot) {
   Random random(1);
   for (const QuantFormat format :
        {QuantFormat::kF8E4m3B128, QuantFormat::kBf16, QuantFormat::kF16, QuantFormat::kF32}) {
+    if (on_tensor_cores(format)) continue;
     for (const Shape& shape : shapes) {
       const HostMatrix host = random.matrix(format, shape.rows, shape.cols);
       const WeightPtr weight = adopt(host);
-      for (const int num_rows : {1, 2, 3, 6}) {
+      for (const int num_rows : {1, 2, 6}) {
         SCOPED_TRACE(fmt::format("{} [{}, {}] x {}", quant_format_name(format), shape.rows,
                                  shape.cols, num_rows));
         const TestStep step({{num_rows, num_rows}});
@@ -55,6 +127,56 @@ TEST_P(CudaProducts, LinearIsTheDefinedDot) {
   }
 }
 
+// Rows of prefill are the same in every chunk, and leave those of decode beside them as they were.
+TEST_P(CudaProducts, LinearOfPrefillRows) {
+  struct Shape {
+    std::int64_t rows, cols;
+  };
+  constexpr int kRows = 200;
+  Random random(8);
+  for (const QuantFormat format : {QuantFormat::kF8E4m3B128, QuantFormat::kBf16}) {
+    for (const Shape& shape : {Shape{576, 1024}, Shape{40, 264}, Shape{33, 130}}) {
+      SCOPED_TRACE(fmt::format("{} [{}, {}]", quant_format_name(format), shape.rows, shape.cols));
+      const HostMatrix host = random.matrix(format, shape.rows, shape.cols);
+      const WeightPtr weight = adopt(host);
+      const Values x = random.values(kRows, shape.cols, activation);
+      const Tensor device_x = upload(x, activation);
+      const Tensor whole = empty(DType::kF32, kRows, shape.rows);
+      const TestStep step({{kRows, kRows, Purpose::kPrefill}});
+      begin(step);
+      backend->linear(step.view, *weight, device_x.view(), whole.view());
+      const Values expected = download(whole.view());
+      for (std::int64_t t = 0; t < kRows; t += 17) {
+        for (std::int64_t r = 0; r < shape.rows; r += 3) {
+          // The library's products take weights times their scales, rounded to BF16.
+          expect_dot(host.view, r, x.row(t), expected.at(t, r),
+                     fmt::format("row {} output {}", t, r), 0x1p-9);
+        }
+      }
+      const TestStep alone({{1, 1}});
+      begin(alone);
+      const Tensor decoded = empty(DType::kF32, 1, shape.rows);
+      backend->linear(alone.view, *weight, device_x.view().row_slice(0, 1), decoded.view());
+      const Values expected_decoded = download(decoded.view());
+      for (const int chunk : {1, 7, 64, 130}) {
+        SCOPED_TRACE(chunk);
+        const TestStep mixed({{9, 1}, {chunk, chunk, Purpose::kPrefill}});
+        begin(mixed);
+        const Tensor y = empty(DType::kF32, 1 + chunk, shape.rows);
+        backend->linear(mixed.view, *weight, device_x.view().row_slice(0, 1 + chunk), y.view());
+        const Values got = download(y.view());
+        for (std::int64_t r = 0; r < shape.rows; ++r) {
+          expect_same_bits(expected_decoded.at(0, r), got.at(0, r), "decoded");
+          for (std::int64_t t = 1; t <= chunk; ++t) {
+            expect_same_bits(expected.at(t, r), got.at(t, r), fmt::format("row {}", t));
+          }
+        }
+        if (HasFailure()) return;
+      }
+    }
+  }
+}
+
 TEST_P(CudaProducts, LinearReadsAndWritesColumnSlices) {
   Random random(2);
   const HostMatrix host = random.matrix(QuantFormat::kF8E4m3B128, 20, 130);
@@ -68,7 +190,7 @@ TEST_P(CudaProducts, LinearReadsAndWritesColumnSlices) {
   const Values got = download(y.view());
   for (std::int64_t t = 0; t < 3; ++t) {
     for (std::int64_t r = 0; r < 20; ++r) {
-      expect_same_bits(quant::dot_defined(host.view, r, wide.row(t) + 3), got.at(t, 5 + r), "");
+      expect_dot(host.view, r, wide.row(t) + 3, got.at(t, 5 + r), "");
     }
     EXPECT_EQ(got.at(t, 4), 0.0f);
     EXPECT_EQ(got.at(t, 25), 0.0f);
@@ -88,8 +210,8 @@ TEST_P(CudaProducts, LogitsOfTheWantedRows) {
   backend->logits(step.view, *head, hidden.view(), logits.view());
   const Values got = download(logits.view());
   for (std::int64_t r = 0; r < 50; ++r) {
-    expect_same_bits(quant::dot_defined(host.view, r, x.row(3)), got.at(0, r), "row 3");
-    expect_same_bits(quant::dot_defined(host.view, r, x.row(4)), got.at(1, r), "row 4");
+    expect_dot(host.view, r, x.row(3), got.at(0, r), "row 3");
+    expect_dot(host.view, r, x.row(4), got.at(1, r), "row 4");
   }
 }
 
@@ -213,6 +335,9 @@ TEST_P(CudaExperts, Int8WeightsOfOddSizesInHostMemory) {
 TEST_P(CudaExperts, Int4Weights) { run({QuantFormat::kInt4, 64}, 512, 2064, true); }
 TEST_P(CudaExperts, Int4WeightsInHostMemory) { run({QuantFormat::kInt4, 128}, 512, 2064, false); }
 TEST_P(CudaExperts, Int4WeightsOfOddSizes) { run({QuantFormat::kInt4, 32}, 133, 75, true); }
+
+// Groups of 32 and so many of them that a block goes over its tile several times.
+TEST_P(CudaExperts, Int4WeightsOfManyGroups) { run({QuantFormat::kInt4, 32}, 7168, 80, true); }
 
 TEST_P(CudaExperts, CombineAddsInTheGivenOrder) {
   Random random(5);

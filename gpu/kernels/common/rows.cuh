@@ -5,6 +5,7 @@
 
 #include "core/tensor/tensor.h"
 #include "gpu/device.h"
+#include "gpu/error.h"
 
 namespace stoker::gpu {
 
@@ -39,6 +40,30 @@ inline cudaStream_t native(const Stream& stream) {
 
 inline unsigned blocks_for(std::int64_t count, int threads) {
   return static_cast<unsigned>((count + threads - 1) / threads);
+}
+
+// Lets `kernel` have that much shared memory.
+template <typename Kernel>
+Status allow_shared(Kernel* kernel, int bytes) {
+  constexpr int kAlwaysAllowed = 48 << 10;
+  if (bytes <= kAlwaysAllowed) return {};
+  return cuda_status(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+      "asking for shared memory");
+}
+
+// How many such blocks the current device runs side by side.
+template <typename Kernel>
+Result<std::int64_t> blocks_at_once(Kernel* kernel, int threads, int shared_bytes) {
+  int device = 0, multiprocessors = 0, blocks = 0;
+  RETURN_IF_ERROR(cuda_status(cudaGetDevice(&device), "asking for the device"));
+  RETURN_IF_ERROR(
+      cuda_status(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
+                  "counting multiprocessors"));
+  RETURN_IF_ERROR(cuda_status(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+                                  &blocks, kernel, threads, static_cast<std::size_t>(shared_bytes)),
+                              "asking how many blocks fit"));
+  return std::int64_t{multiprocessors} * blocks;
 }
 
 }  // namespace stoker::gpu

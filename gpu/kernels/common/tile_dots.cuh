@@ -3,15 +3,21 @@
 // Group sums do not depend on each other, so they are computed side by side: a thread owns 4 rows
 // and one group, reads 16 bytes a turn (4 rows x 1 dword; 4 neighbouring threads read the tile's
 // whole turn) and keeps the 4 x 4 partial sums in registers. Then 16 threads per input row close
-// the groups in order, one fused multiply-add each.
+// the groups in order, one fused multiply-add each. All operands go through shared memory: weights
+// in a ring of each thread's own, so that some are on their way whatever the block is doing; inputs
+// because all rows need them; scales so that closing waits for no memory.
 #pragma once
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
+#include "gpu/error.h"
+#include "gpu/kernels/common/copy_async.cuh"
 #include "gpu/kernels/common/rows.cuh"
+#include "gpu/kernels/common/unpack.cuh"
 #include "quant/defined_arithmetic.h"
 #include "quant/tile16.h"
 
@@ -20,50 +26,222 @@ namespace stoker::gpu {
 inline constexpr int kTileThreads = 256;  // at most, per block
 inline constexpr int kRowsPerThread = 4;
 inline constexpr int kQuads = quant::kTileRows / kRowsPerThread;
+inline constexpr std::int64_t kMostGroup = 128;
+inline constexpr int kBatchTurns = 4;                               // 64 bytes a thread
+inline constexpr int kRingBatches = 3;                              // two on their way, one in use
+inline constexpr int kRingBytes = kRingBatches * kBatchTurns * 16;  // of a thread
 
-// Groups that a block of `threads` sums at once.
-__host__ __device__ constexpr int groups_at_once(int threads) { return threads / kQuads; }
+// How a block goes over a tile: `slices` groups at once, so many times over that the last time has
+// about as many as the others.
+struct TilePlan {
+  int slices = 0;
+  int threads = 0;
+  int shared_bytes = 0;
+};
 
-// Enough threads for all groups or for a full block, and for closing the groups of `inputs` rows.
-inline int tile_threads(const quant::Tile16& tile, int inputs) {
-  const std::int64_t wanted = (tile.num_groups() * kQuads + 31) / 32 * 32;
-  const int least = (quant::kTileRows * inputs + 31) / 32 * 32;
-  return static_cast<int>(wanted < least ? least : wanted > kTileThreads ? kTileThreads : wanted);
-}
-inline int tile_shared_bytes(int threads, int inputs) {
-  return groups_at_once(threads) * inputs * quant::kTileRows * static_cast<int>(sizeof(float));
-}
-
-// Inputs k .. k + 3 of one row, zeros from `cols` on.
+// Elements between the inputs of neighbouring groups in shared memory: 16 bytes of padding, so that
+// the slices of a warp read different banks.
 template <typename X>
-__device__ inline void load_inputs(const X* x, std::int64_t k, std::int64_t cols, bool aligned,
-                                   float (&out)[4]) {
-  if (aligned && k + 4 <= cols) {
-    if constexpr (std::is_same_v<X, float>) {
-      const float4 four = *reinterpret_cast<const float4*>(x + k);
-      out[0] = four.x, out[1] = four.y, out[2] = four.z, out[3] = four.w;
-    } else {
-      const ushort4 four = *reinterpret_cast<const ushort4*>(x + k);
-      out[0] = to_f32(bf16{four.x}), out[1] = to_f32(bf16{four.y});
-      out[2] = to_f32(bf16{four.z}), out[3] = to_f32(bf16{four.w});
-    }
-    return;
-  }
-  for (int i = 0; i < 4; ++i) {
-    if (k + i >= cols) {
-      out[i] = 0.0f;
-    } else if constexpr (std::is_same_v<X, float>) {
-      out[i] = x[k + i];
-    } else {
-      out[i] = to_f32(x[k + i]);
-    }
-  }
+__host__ __device__ constexpr int group_stride(int group) {
+  return group + 16 / static_cast<int>(sizeof(X));
+}
+
+template <typename X>
+TilePlan tile_plan(const quant::Tile16& tile, int inputs, int matrices) {
+  // Shared memory grows with inputs x slices, and some devices have 99 KiB.
+  const int most_threads = inputs == 1 ? kTileThreads : kTileThreads / static_cast<int>(sizeof(X));
+  const int most = most_threads / kQuads;
+  const int num_groups = static_cast<int>(tile.num_groups());
+  const int passes = (num_groups + most - 1) / most;
+  TilePlan plan;
+  plan.slices = (num_groups + passes - 1) / passes;
+  const int least = quant::kTileRows * inputs;  // for closing
+  plan.threads = (std::max(plan.slices * kQuads, least) + 31) / 32 * 32;
+  const int values = matrices * plan.slices * quant::kTileRows * (inputs + 1);
+  const int staged = inputs * plan.slices * group_stride<X>(tile.spec.group);
+  plan.shared_bytes = plan.threads * kRingBytes + values * static_cast<int>(sizeof(float)) +
+                      staged * static_cast<int>(sizeof(X));
+  return plan;
 }
 
 // Whether rows of `x` may be read 4 elements at a time.
 inline bool reads_aligned(const TensorView& x) {
   const auto bytes = static_cast<std::uintptr_t>(4 * dtype_bytes(x.dtype));
   return reinterpret_cast<std::uintptr_t>(x.data) % bytes == 0 && x.row_stride % 4 == 0;
+}
+
+template <typename X>
+using FourOf = std::conditional_t<std::is_same_v<X, float>, float4, ushort4>;
+
+// Inputs k .. k + 3 of one row, zeros from `cols` on.
+template <typename X>
+__device__ inline FourOf<X> load_four(const X* x, std::int64_t k, std::int64_t cols, bool aligned) {
+  if (aligned && k + 4 <= cols) return *reinterpret_cast<const FourOf<X>*>(x + k);
+  X four[4] = {};
+  for (int i = 0; i < 4; ++i) {
+    if (k + i < cols) four[i] = x[k + i];
+  }
+  FourOf<X> out;
+  memcpy(&out, four, sizeof out);
+  return out;
+}
+
+// kCount (4 or 8) inputs in shared memory.
+template <int kCount, typename X>
+__device__ inline void read_inputs(const X* shared, float (&out)[kCount]) {
+#pragma unroll
+  for (int q = 0; q < kCount / 4; ++q) {
+    if constexpr (std::is_same_v<X, float>) {
+      const float4 four = *reinterpret_cast<const float4*>(shared + 4 * q);
+      out[4 * q] = four.x, out[4 * q + 1] = four.y;
+      out[4 * q + 2] = four.z, out[4 * q + 3] = four.w;
+    } else {
+      const uint2 four = *reinterpret_cast<const uint2*>(shared + 4 * q);
+      out[4 * q] = low_half(four.x), out[4 * q + 1] = high_half(four.x);
+      out[4 * q + 2] = low_half(four.y), out[4 * q + 3] = high_half(four.y);
+    }
+  }
+}
+
+// Scales of 4 neighbouring rows, the first of which is number `index`.
+template <QuantFormat kFormat>
+__device__ inline float4 load_scales(const QuantView& w, std::int64_t index) {
+  if constexpr (QuantSpec{kFormat}.is_integer()) {
+    const auto four = __ldg(reinterpret_cast<const uint2*>(w.scales + index * 2));
+    return {low_half(four.x), high_half(four.x), low_half(four.y), high_half(four.y)};
+  } else {
+    const float one = quant::decode_scale(kFormat, w.scales, index);
+    return {one, one, one, one};
+  }
+}
+// From a group's scales to the next one's.
+template <QuantFormat kFormat>
+inline constexpr int kScaleStep = QuantSpec{kFormat}.is_integer() ? quant::kTileRows : 1;
+
+// The weights that one thread will use, in order: for every tile, pass and matrix, the turns of the
+// thread's group, a batch at a time. push() asks for the next batch, pop() waits for the oldest.
+template <QuantFormat kFormat, int kMatrices>
+class WeightRing {
+ public:
+  // `ring`: kRingBytes for each thread of the block.
+  __device__ WeightRing(const QuantView* const (&matrices)[kMatrices], const quant::Tile16& tile,
+                        std::int64_t first_row, int num_tiles, int slices, std::byte* ring)
+      : tile_bytes_(static_cast<unsigned>(tile.tile_bytes())),
+        num_groups_(static_cast<int>(tile.num_groups())),
+        group_cols_(tile.spec.group),
+        padded_cols_(static_cast<int>(tile.padded_cols())),
+        tiles_left_(static_cast<int>(threadIdx.x) / kQuads < slices ? num_tiles : 0),
+        slices_(slices),
+        group_(static_cast<int>(threadIdx.x) / kQuads),
+        stride_(blockDim.x * 16),
+        slots_(shared_address(ring) + threadIdx.x * 16) {
+    const int quad = static_cast<int>(threadIdx.x) % kQuads;
+#pragma unroll
+    for (int m = 0; m < kMatrices; ++m) {
+      rows_[m] = matrices[m]->payload + tile.dword_offset(first_row + quad * kRowsPerThread, 0);
+    }
+    begin_group();
+#pragma unroll
+    for (int i = 0; i < kRingBatches - 1; ++i) push();
+  }
+
+  __device__ void push() {
+    if (tiles_left_ > 0) {
+      const unsigned to = slots_ + pushed_ * kBatchTurns * stride_;
+#pragma unroll
+      for (int t = 0; t < kBatchTurns; ++t) {
+        if (t < turns_left_) copy_16_async(to + t * stride_, next_ + t * kTurnBytes);
+      }
+      next_ += kBatchTurns * kTurnBytes;
+      turns_left_ -= kBatchTurns;
+      if (turns_left_ <= 0) {
+        next_group();
+        begin_group();
+      }
+    }
+    commit_copies();
+    pushed_ = pushed_ + 1 < kRingBatches ? pushed_ + 1 : 0;
+  }
+
+  // The batch before is given up: its place takes what the next push() asks for.
+  __device__ void pop() {
+    popped_ = popped_ + 1 < kRingBatches ? popped_ + 1 : 0;
+    wait_for_all_copies_but<kRingBatches - 2>();
+  }
+  __device__ uint4 turn(int t) const {
+    return read_16(slots_ + (popped_ * kBatchTurns + t) * stride_);
+  }
+
+ private:
+  static constexpr int kTurnBytes = quant::kTileRows * 4;
+
+  __device__ void next_group() {
+    if (++matrix_ < kMatrices) return;
+    matrix_ = 0;
+    group_ += slices_;
+    if (group_ < num_groups_) return;
+    group_ = static_cast<int>(threadIdx.x) / kQuads;
+    --tiles_left_;
+#pragma unroll
+    for (const std::byte*& rows : rows_) rows += tile_bytes_;
+  }
+  __device__ void begin_group() {
+    const int begin = group_ * group_cols_;
+    turns_left_ = min(padded_cols_ - begin, group_cols_) / kPerWord<kFormat>;
+    next_ = (matrix_ == 0 ? rows_[0] : rows_[kMatrices - 1]) +
+            static_cast<unsigned>(begin / kPerWord<kFormat> * kTurnBytes);
+  }
+
+  const unsigned tile_bytes_;
+  const int num_groups_, group_cols_, padded_cols_;
+  const std::byte* rows_[kMatrices];
+  const std::byte* next_;  // of what is pushed next
+  int turns_left_;         // of its group
+  int tiles_left_;
+  int slices_, group_, matrix_ = 0;
+  int pushed_ = 0, popped_ = kRingBatches - 1;
+  const unsigned stride_, slots_;  // bytes of shared memory
+};
+
+// Adds the products of one batch of turns, in ascending k. `shared` holds the inputs of its
+// columns, those of the next row of x `input_stride` further on; num_cols: what is left of the
+// group.
+template <QuantFormat kFormat, typename X, int kInputs, typename Ring>
+__device__ inline void add_batch(const Ring& ring, int num_cols, const X* shared, int input_stride,
+                                 float (&partial)[kInputs][kRowsPerThread][4]) {
+  constexpr int kStepCols = kPerWord<kFormat> > 4 ? kPerWord<kFormat> : 4;
+  constexpr int kTurns = kStepCols / kPerWord<kFormat>;
+#pragma unroll
+  for (int s = 0; s < kBatchTurns / kTurns; ++s) {
+    if (s * kStepCols >= num_cols) break;
+    float weight[kRowsPerThread][kStepCols];
+#pragma unroll
+    for (int t = 0; t < kTurns; ++t) {
+      const uint4 turn = ring.turn(s * kTurns + t);
+      const unsigned words[kRowsPerThread] = {turn.x, turn.y, turn.z, turn.w};
+#pragma unroll
+      for (int r = 0; r < kRowsPerThread; ++r) {
+        float values[kPerWord<kFormat>];
+        unpack<kFormat>(words[r], values);
+#pragma unroll
+        for (int c = 0; c < kPerWord<kFormat>; ++c) {
+          weight[r][t * kPerWord<kFormat> + c] = values[c];
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kInputs; ++i) {
+      float x[kStepCols];
+      read_inputs(shared + i * input_stride + s * kStepCols, x);
+#pragma unroll
+      for (int c = 0; c < kStepCols; ++c) {
+#pragma unroll
+        for (int r = 0; r < kRowsPerThread; ++r) {
+          partial[i][r][c % 4] = quant::fma_defined(weight[r][c], x[c], partial[i][r][c % 4]);
+        }
+      }
+    }
+  }
 }
 
 // Where thread i < 16 * kInputs closes groups: row i % 16 of the tile, input i / 16.
@@ -75,98 +253,115 @@ __device__ inline TileSpot tile_spot() {
           static_cast<int>(threadIdx.x) / quant::kTileRows};
 }
 
-// The dots of tile `tile_idx` of `w` with kInputs rows: the value of tile_spot() for threads below
-// 16 * kInputs, 0 for others. `sums` takes tile_shared_bytes(). Ends with the block in step.
-template <QuantFormat kFormat, typename X, int kInputs>
-__device__ float tile_dots(const QuantView& w, std::int64_t tile_idx,
-                           const X* const (&inputs)[kInputs], bool aligned, float* sums) {
-  const quant::Tile16 tile{w.rows, w.cols, QuantSpec{kFormat, w.spec.group}};
-  constexpr int kColsPerTurn = 32 / QuantSpec{kFormat}.element_bits();
-  constexpr int kStepCols = kColsPerTurn > 4 ? kColsPerTurn : 4;
-  constexpr int kTurns = kStepCols / kColsPerTurn;
-  const std::int64_t num_groups = tile.num_groups();
-  const int at_once = groups_at_once(static_cast<int>(blockDim.x));
+// The dots of tiles [tile_begin, tile_end) of kMatrices matrices of one shape with kInputs rows:
+// emit(tile, dots) is called by the threads that hold them, which are those whose tile_spot() has
+// an input below kInputs. `shared` takes tile_plan()'s bytes.
+template <QuantFormat kFormat, typename X, int kInputs, int kMatrices, typename Emit>
+__device__ void tile_dots(const QuantView* const (&matrices)[kMatrices], std::int64_t tile_begin,
+                          std::int64_t tile_end, const X* const (&inputs)[kInputs], bool aligned,
+                          int slices, std::byte* shared, Emit&& emit) {
+  const QuantView& shape = *matrices[0];
+  const int group_cols = shape.spec.group;
+  const quant::Tile16 tile{shape.rows, shape.cols, QuantSpec{kFormat, group_cols}};
+  const int num_groups = static_cast<int>(tile.num_groups());
   const int quad = static_cast<int>(threadIdx.x) % kQuads;
   const int slice = static_cast<int>(threadIdx.x) / kQuads;
-  const std::int64_t first_row = tile_idx * quant::kTileRows;
   const TileSpot spot = tile_spot();
-  float acc = 0.0f;
-  for (std::int64_t first = 0; first < num_groups; first += at_once) {
-    const std::int64_t group = first + slice;
-    if (group < num_groups) {
-      // 1. Partial sums of one group, in ascending k.
-      float partial[kInputs][kRowsPerThread][4] = {};
-      const std::int64_t begin = group * w.spec.group;
-      const std::int64_t end =
-          begin + w.spec.group < tile.padded_cols() ? begin + w.spec.group : tile.padded_cols();
-      const auto* at = reinterpret_cast<const uint4*>(
-          w.payload + tile.dword_offset(first_row + quad * kRowsPerThread, begin));
-#pragma unroll 4
-      for (std::int64_t k = begin; k < end; k += kStepCols, at += kTurns * kQuads) {
-        uint4 turn[kTurns];
-#pragma unroll
-        for (int t = 0; t < kTurns; ++t) turn[t] = __ldg(at + t * kQuads);
-        float x[kInputs][kStepCols / 4][4];
+  // Shared: the ring, sums [kMatrices][kInputs][slices][16], scales [kMatrices][slices][16],
+  // inputs.
+  WeightRing<kFormat, kMatrices> ring(matrices, tile, tile_begin * quant::kTileRows,
+                                      static_cast<int>(tile_end - tile_begin), slices, shared);
+  auto* const sums = reinterpret_cast<float*>(shared + blockDim.x * kRingBytes);
+  float* const scales = sums + kMatrices * kInputs * slices * quant::kTileRows;
+  X* const staged = reinterpret_cast<X*>(scales + kMatrices * slices * quant::kTileRows);
+  const int input_stride = slices * group_stride<X>(group_cols);
+  for (std::int64_t tile_idx = tile_begin; tile_idx < tile_end; ++tile_idx) {
+    float dots[kMatrices] = {};
+    const std::int64_t first_scale =
+        tile.scale_index(tile_idx * quant::kTileRows + quad * kRowsPerThread, 0);
+    for (int first = 0; first < num_groups; first += slices) {
+      const int count = num_groups - first < slices ? num_groups - first : slices;
+      // 1. The inputs of these groups, unless they are there: one pass holds all.
+      if (tile_idx == tile_begin || slices < num_groups) {
+        const int fours = group_cols / 4;
 #pragma unroll
         for (int i = 0; i < kInputs; ++i) {
-#pragma unroll
-          for (int q = 0; q < kStepCols / 4; ++q) {
-            load_inputs(inputs[i], k + 4 * q, w.cols, aligned, x[i][q]);
+          for (int q = static_cast<int>(threadIdx.x); q < count * fours;
+               q += static_cast<int>(blockDim.x)) {
+            X* const dst =
+                staged + i * input_stride + q / fours * group_stride<X>(group_cols) + q % fours * 4;
+            *reinterpret_cast<FourOf<X>*>(dst) =
+                load_four(inputs[i], std::int64_t{first} * group_cols + 4 * q, shape.cols, aligned);
           }
         }
+      }
+      __syncthreads();
+      // 2. A group each.
+      if (slice < count) {
+        const int group = first + slice;
+        const int num_cols =
+            min(static_cast<int>(tile.padded_cols()) - group * group_cols, group_cols);
 #pragma unroll
-        for (int c = 0; c < kStepCols; ++c) {
-          const uint4& words = turn[c / kColsPerTurn];
-          const unsigned word[kRowsPerThread] = {words.x, words.y, words.z, words.w};
+        for (int m = 0; m < kMatrices; ++m) {
+          const int at = (m * slices + slice) * quant::kTileRows + quad * kRowsPerThread;
+          float4 scale;
+          if constexpr (QuantSpec{kFormat}.has_scales()) {
+            scale = load_scales<kFormat>(*matrices[m], first_scale + group * kScaleStep<kFormat>);
+          }
+          float partial[kInputs][kRowsPerThread][4] = {};
+          constexpr int kBatchCols = kBatchTurns * kPerWord<kFormat>;
+          for (int batch = 0; batch * kBatchCols < num_cols; ++batch) {
+            ring.pop();
+            add_batch<kFormat, X, kInputs>(
+                ring, num_cols - batch * kBatchCols,
+                staged + slice * group_stride<X>(group_cols) + batch * kBatchCols, input_stride,
+                partial);
+            ring.push();
+          }
+          if constexpr (QuantSpec{kFormat}.has_scales()) {
+            *reinterpret_cast<float4*>(scales + at) = scale;
+          }
 #pragma unroll
-          for (int r = 0; r < kRowsPerThread; ++r) {
-            const float value = quant::decode_element(
-                kFormat, reinterpret_cast<const std::byte*>(&word[r]), c % kColsPerTurn);
+          for (int i = 0; i < kInputs; ++i) {
+            float sum[kRowsPerThread];
 #pragma unroll
-            for (int i = 0; i < kInputs; ++i) {
-              partial[i][r][c % 4] =
-                  quant::fma_defined(value, x[i][c / 4][c % 4], partial[i][r][c % 4]);
+            for (int r = 0; r < kRowsPerThread; ++r) {
+              const float(&p)[4] = partial[i][r];
+              sum[r] = __fadd_rn(__fadd_rn(p[0], p[1]), __fadd_rn(p[2], p[3]));
             }
+            *reinterpret_cast<float4*>(sums +
+                                       ((m * kInputs + i) * slices + slice) * quant::kTileRows +
+                                       quad * kRowsPerThread) = {sum[0], sum[1], sum[2], sum[3]};
           }
         }
       }
+      __syncthreads();
+      // 3. The groups in order.
+      if (spot.input < kInputs) {
+#pragma unroll 8
+        for (int g = 0; g < count; ++g) {
 #pragma unroll
-      for (int i = 0; i < kInputs; ++i) {
-#pragma unroll
-        for (int r = 0; r < kRowsPerThread; ++r) {
-          const float(&p)[4] = partial[i][r];
-          sums[(i * at_once + slice) * quant::kTileRows + quad * kRowsPerThread + r] =
-              __fadd_rn(__fadd_rn(p[0], p[1]), __fadd_rn(p[2], p[3]));
+          for (int m = 0; m < kMatrices; ++m) {
+            float scale = 1.0f;
+            if constexpr (QuantSpec{kFormat}.has_scales()) {
+              scale = scales[(m * slices + g) * quant::kTileRows + spot.row];
+            }
+            dots[m] = quant::fma_defined(
+                sums[((m * kInputs + spot.input) * slices + g) * quant::kTileRows + spot.row],
+                scale, dots[m]);
+          }
         }
       }
     }
-    __syncthreads();
-    // 2. The groups in order.
-    if (spot.input < kInputs) {
-      for (std::int64_t g = first; g < num_groups && g < first + at_once; ++g) {
-        float scale = 1.0f;
-        if constexpr (QuantSpec{kFormat}.has_scales()) {
-          scale = quant::decode_scale(kFormat, w.scales,
-                                      tile.scale_index(first_row + spot.row, g * w.spec.group));
-        }
-        acc = quant::fma_defined(
-            sums[(spot.input * at_once + (g - first)) * quant::kTileRows + spot.row], scale, acc);
-      }
-    }
-    __syncthreads();
+    if (spot.input < kInputs) emit(tile_idx, dots);
   }
-  return acc;
 }
 
-// Calls f(integral_constant<QuantFormat>, X{}) for the weight's format and the inputs' type.
+// What f(integral_constant<QuantFormat>, X{}) returns for the weight's format and the inputs' type.
 template <typename F>
-void for_format_and_input(QuantFormat format, DType input, F&& f) {
-  const auto with_input = [&](auto constant) {
-    if (input == DType::kF32) {
-      f(constant, float{});
-    } else {
-      f(constant, bf16{});
-    }
+Status for_format_and_input(QuantFormat format, DType input, F&& f) {
+  const auto with_input = [&](auto constant) -> Status {
+    return input == DType::kF32 ? f(constant, float{}) : f(constant, bf16{});
   };
   switch (format) {
     case QuantFormat::kF32:
@@ -182,14 +377,18 @@ void for_format_and_input(QuantFormat format, DType input, F&& f) {
     case QuantFormat::kInt4:
       return with_input(std::integral_constant<QuantFormat, QuantFormat::kInt4>{});
   }
+  return {};
 }
 
 // A weight that tile_dots() can read.
 inline void check_tiled(const QuantView& w, const char* what) {
   CHECK(w.layout == WeightLayout::kTile16 && w.device != kHost, "{}: not tile16 on a device", what);
-  CHECK(w.spec.group > 0 && w.spec.group % 8 == 0, "{}: groups of {}", what, w.spec.group);
+  CHECK(w.spec.group > 0 && w.spec.group % 8 == 0 && w.spec.group <= kMostGroup, "{}: groups of {}",
+        what, w.spec.group);
   CHECK(reinterpret_cast<std::uintptr_t>(w.payload) % 16 == 0, "{}: payload not aligned", what);
-  CHECK(!w.spec.has_scales() || w.scales != nullptr, "{}: no scales", what);
+  CHECK(!w.spec.has_scales() ||
+            (w.scales != nullptr && reinterpret_cast<std::uintptr_t>(w.scales) % 8 == 0),
+        "{}: no scales, or not aligned", what);
 }
 
 }  // namespace stoker::gpu

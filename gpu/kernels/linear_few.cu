@@ -1,0 +1,343 @@
+// Dense linears of decode and verify: BF16 inputs with FP8 or BF16 weights on tensor cores.
+//
+// Arithmetic, which depends on the shape alone: groups of 128 columns are summed by tensor cores
+// from zero; a segment's 8 groups are closed in order, acc = fma(group, scale, acc) from zero; the
+// segments are added in order. How many rows stand beside a row, and how many blocks share a row's
+// segments, does not touch a bit.
+//
+// A warp takes one group of 32 outputs (two tiles): the rows of x are the narrow side of the
+// product, so one to eight of them cost the same, and a lane reads 16 bytes of weights at a time.
+// In an A fragment, lane 4g + t gives rows g and g + 8, here dwords 2m and 2m + 1 of quad g of the
+// pair of tiles; it gives columns 8t .. 8t + 7 of every 32, to two products. The order of columns
+// within a product is free, as long as inputs and weights agree.
+#include <algorithm>
+
+#include "gpu/error.h"
+#include "gpu/kernels/common/mma.cuh"
+#include "gpu/kernels/common/reduce.cuh"
+#include "gpu/kernels/common/rows.cuh"
+#include "gpu/kernels/common/unpack.cuh"
+#include "gpu/launch.h"
+
+namespace stoker::gpu {
+namespace {
+
+constexpr int kWarps = 8;  // a segment is a group for each
+constexpr int kThreads = kWarps * kWarp;
+constexpr int kGroup = 128;
+constexpr int kSegmentCols = kWarps * kGroup;
+constexpr int kStretch = 32;  // columns of two products
+constexpr int kStretches = kGroup / kStretch;
+constexpr int kOutputs = 2 * quant::kTileRows;
+
+// Blocks that share a multiprocessor: what their registers allow, 4 or 8 KiB of weights being on
+// their way to each warp.
+constexpr int blocks_per_multiprocessor(QuantFormat format, int token_tiles) {
+  return format == QuantFormat::kF8E4m3B128 && token_tiles == 1 ? 3 : 2;
+}
+
+struct Plan {
+  LinearFewParams p;
+  bool aligned;
+  int num_segments;
+  int segments_per_block;
+  int num_rows;            // of x, for this launch
+  std::int64_t row_begin;  // of x
+};
+
+__device__ uint4 load_eight(const bf16* x, std::int64_t k, std::int64_t cols, bool aligned) {
+  if (aligned && k + 8 <= cols) return __ldg(reinterpret_cast<const uint4*>(x + k));
+  bf16 eight[8] = {};
+  for (int i = 0; i < 8; ++i) {
+    if (k + i < cols) eight[i] = x[k + i];
+  }
+  uint4 out;
+  memcpy(&out, eight, sizeof out);
+  return out;
+}
+
+// Weights are read once: they would push the inputs, which every block reads, out of the cache.
+__device__ uint4 load_once(const uint4* at) {
+  uint4 out;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
+               : "l"(at));
+  return out;
+}
+
+// The C fragments of a group: [m] holds dwords 2m and 2m + 1, [n] rows 8n .. 8n + 7 of x.
+template <int kTokenTiles>
+struct GroupSums {
+  float at[2][kTokenTiles][4] = {};
+};
+
+template <QuantFormat kFormat, int kTokenTiles>
+__device__ void sum_group(const Plan& plan, const quant::Tile16& tile, std::int64_t tile_idx,
+                          std::int64_t begin, GroupSums<kTokenTiles>& sums) {
+  const LinearFewParams& p = plan.p;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, t = lane % 4;
+  constexpr int kWords = kWordsPerEight<kFormat>;
+  const std::int64_t row = tile_idx * quant::kTileRows + 4 * g;
+  const bool has_row = row / quant::kTileRows < tile.num_tiles();
+  // 1. Everything that comes from memory.
+  uint4 weights[kStretches][kWords];
+  uint4 inputs[kStretches][kTokenTiles];
+#pragma unroll
+  for (int s = 0; s < kStretches; ++s) {
+    const std::int64_t k = begin + s * kStretch + 8 * t;
+    const auto* at = reinterpret_cast<const uint4*>(p.weight.payload + tile.dword_offset(row, k));
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      const bool inside = has_row && k + w * kPerWord<kFormat> < tile.padded_cols();
+      weights[s][w] = inside ? load_once(at + w * 4) : uint4{};
+    }
+  }
+#pragma unroll
+  for (int s = 0; s < kStretches; ++s) {
+    const std::int64_t k = begin + s * kStretch + 8 * t;
+#pragma unroll
+    for (int n = 0; n < kTokenTiles; ++n) {
+      inputs[s][n] = {};
+      const int x_row = kMmaN * n + g;
+      if (x_row < plan.num_rows) {
+        inputs[s][n] = load_eight(
+            static_cast<const bf16*>(p.x.data) + (plan.row_begin + x_row) * p.x.row_stride, k,
+            p.weight.cols, plan.aligned);
+      }
+    }
+  }
+  // 2. Products.
+#pragma unroll
+  for (int s = 0; s < kStretches; ++s) {
+    BfPair x[kTokenTiles][4];
+#pragma unroll
+    for (int n = 0; n < kTokenTiles; ++n) arrange_inputs<kFormat>(inputs[s][n], x[n]);
+    BfPair w[4][4];  // [dword][pair of columns]
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      unsigned words[kWords];
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) {
+        const uint4& four = weights[s][i];
+        words[i] = r == 0 ? four.x : r == 1 ? four.y : r == 2 ? four.z : four.w;
+      }
+      unpack_eight<kFormat>(words, w[r]);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        const unsigned a[4] = {w[2 * m][2 * half], w[2 * m + 1][2 * half], w[2 * m][2 * half + 1],
+                               w[2 * m + 1][2 * half + 1]};
+#pragma unroll
+        for (int n = 0; n < kTokenTiles; ++n) {
+          mma(sums.at[m][n], a, x[n][2 * half], x[n][2 * half + 1]);
+        }
+      }
+    }
+  }
+}
+
+// The sums of a segment's groups, for the threads that close them. Rows are padded so that lanes
+// that store for different rows of x use different banks.
+constexpr int kSumStride = kOutputs + 4;
+template <int kTokenTiles>
+struct SegmentSums {
+  float groups[kWarps][kTokenTiles * kMmaN * kSumStride];
+  float scales[kWarps][2];  // of a tile
+};
+
+template <int kTokenTiles>
+__device__ void store_sums(const GroupSums<kTokenTiles>& sums, int num_rows, float* out) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int n = 0; n < kTokenTiles; ++n) {
+#pragma unroll
+    for (int side = 0; side < 2; ++side) {
+      const int x_row = kMmaN * n + 2 * t + side;
+      if (x_row >= num_rows) continue;
+      *reinterpret_cast<float4*>(out + x_row * kSumStride + 4 * g) = {
+          sums.at[0][n][side], sums.at[0][n][2 + side], sums.at[1][n][side],
+          sums.at[1][n][2 + side]};
+    }
+  }
+}
+
+// Block (i, j): outputs 32 i .. 32 i + 31, the j-th share of the segments.
+template <QuantFormat kFormat, int kTokenTiles>
+__global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kFormat, kTokenTiles))
+    linear_few(const __grid_constant__ Plan plan) {
+  __shared__ __align__(16) SegmentSums<kTokenTiles> shared[2];  // of even and odd segments
+  __shared__ bool is_last;
+  const LinearFewParams& p = plan.p;
+  const quant::Tile16 tile{p.weight.rows, p.weight.cols, QuantSpec{kFormat, kGroup}};
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const std::int64_t tile_idx = std::int64_t{blockIdx.x} * 2;
+  // Values of this thread when groups are closed: output `lane`, rows warp + i * kWarps of x.
+  constexpr int kValues = kTokenTiles * kMmaN / kWarps;
+  float total[kValues] = {};
+  const int segment_begin = static_cast<int>(blockIdx.y) * plan.segments_per_block;
+  const int segment_end = min(segment_begin + plan.segments_per_block, plan.num_segments);
+  const bool alone = gridDim.y == 1;
+  const auto partial = [&](int segment, int row) -> float* {
+    return p.scratch.partials +
+           ((std::int64_t{segment} * plan.num_rows + row) * gridDim.x + blockIdx.x) * kOutputs +
+           lane;
+  };
+  for (int segment = segment_begin; segment < segment_end; ++segment) {
+    SegmentSums<kTokenTiles>& mine = shared[segment % 2];
+    // 1. A group a warp.
+    const std::int64_t begin = std::int64_t{segment} * kSegmentCols;
+    const int num_groups =
+        static_cast<int>(min(std::int64_t{kWarps}, (p.weight.cols - begin + kGroup - 1) / kGroup));
+    if (warp < num_groups) {
+      const std::int64_t group_begin = begin + warp * kGroup;
+      const std::int64_t scale_tile = tile_idx + lane;
+      float scale = 1.0f;
+      if (QuantSpec{kFormat}.has_scales() && lane < 2 && scale_tile < tile.num_tiles()) {
+        scale = quant::decode_scale(kFormat, p.weight.scales,
+                                    tile.scale_index(scale_tile * quant::kTileRows, group_begin));
+      }
+      GroupSums<kTokenTiles> sums;
+      sum_group<kFormat, kTokenTiles>(plan, tile, tile_idx, group_begin, sums);
+      store_sums(sums, plan.num_rows, mine.groups[warp]);
+      if (lane < 2) mine.scales[warp][lane] = scale;
+    }
+    __syncthreads();
+    // 2. The groups in order.
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) {
+      const int row = warp + i * kWarps;
+      if (row >= plan.num_rows) continue;
+      float acc = 0.0f;
+#pragma unroll
+      for (int g = 0; g < kWarps; ++g) {
+        if (g >= num_groups) break;
+        acc = __fmaf_rn(mine.groups[g][row * kSumStride + lane],
+                        mine.scales[g][lane / quant::kTileRows], acc);
+      }
+      if (alone) {
+        total[i] = __fadd_rn(total[i], acc);
+      } else {
+        __stcg(partial(segment, row), acc);
+      }
+    }
+  }
+  // 3. The segments in order, by the last block that has some of them.
+  if (!alone) {
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      unsigned* const counter = p.scratch.counters + blockIdx.x;
+      is_last = atomicAdd(counter, 1u) == gridDim.y - 1;
+      if (is_last) *counter = 0;  // for the next launch
+    }
+    __syncthreads();
+    if (!is_last) return;
+    __threadfence();
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) {
+      const int row = warp + i * kWarps;
+      if (row >= plan.num_rows) continue;
+#pragma unroll 4
+      for (int segment = 0; segment < plan.num_segments; ++segment) {
+        total[i] = __fadd_rn(total[i], __ldcg(partial(segment, row)));
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kValues; ++i) {
+    const int row = warp + i * kWarps;
+    const std::int64_t col = std::int64_t{blockIdx.x} * kOutputs + lane;
+    if (row < plan.num_rows && col < p.weight.rows) store(p.y, plan.row_begin + row, col, total[i]);
+  }
+}
+
+int num_multiprocessors() {
+  int device = 0, count = 1;
+  (void)cudaGetDevice(&device);
+  (void)cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  return count;
+}
+
+template <QuantFormat kFormat>
+Status launch_rows(const Plan& plan, dim3 grid, const Stream& stream) {
+  if (plan.num_rows <= kMmaN) {
+    linear_few<kFormat, 1><<<grid, kThreads, 0, native(stream)>>>(plan);
+  } else {
+    linear_few<kFormat, 2><<<grid, kThreads, 0, native(stream)>>>(plan);
+  }
+  return launch_status("linear of few rows");
+}
+
+std::int64_t num_pairs(const QuantView& w) { return (w.rows + kOutputs - 1) / kOutputs; }
+int num_segments(const QuantView& w) {
+  return static_cast<int>((w.cols + kSegmentCols - 1) / kSegmentCols);
+}
+
+// How many segments of its outputs a block takes: what is soonest done by waves of blocks, to each
+// of which its start and end cost about as much as half a segment.
+int segments_per_block(const QuantView& w) {
+  const std::int64_t at_once =
+      std::int64_t{blocks_per_multiprocessor(w.spec.format, 1)} * num_multiprocessors();
+  const int all = num_segments(w);
+  int best = all;
+  std::int64_t best_cost = 0;
+  for (int count = all; count > 0; --count) {
+    const std::int64_t blocks = num_pairs(w) * ((all + count - 1) / count);
+    const std::int64_t cost = (blocks + at_once - 1) / at_once * (2 * count + 1);
+    if (count == all || cost < best_cost) {
+      best = count;
+      best_cost = cost;
+    }
+  }
+  return best;
+}
+
+}  // namespace
+
+bool suits_linear_few(const QuantView& weight, DType x) {
+  return x == DType::kBf16 && weight.spec.group == kGroup &&
+         (weight.spec.format == QuantFormat::kBf16 ||
+          weight.spec.format == QuantFormat::kF8E4m3B128);
+}
+
+LinearScratchSize linear_few_scratch(const QuantView& weight, std::int64_t rows) {
+  if (segments_per_block(weight) == num_segments(weight)) return {};
+  const std::int64_t at_once = std::min<std::int64_t>(rows, kLinearFewRows);
+  return {num_segments(weight) * at_once * num_pairs(weight) * kOutputs * 4, num_pairs(weight) * 4};
+}
+
+Status launch_linear_few(const LinearFewParams& params, const Stream& stream) {
+  const LinearFewParams& p = params;
+  CHECK(suits_linear_few(p.weight, p.x.dtype) && is_activation(p.y), "{} of {} to {}",
+        quant_format_name(p.weight.spec.format), dtype_name(p.x.dtype), dtype_name(p.y.dtype));
+  CHECK(p.weight.layout == WeightLayout::kTile16 && p.weight.device != kHost &&
+            reinterpret_cast<std::uintptr_t>(p.weight.payload) % 16 == 0,
+        "not an aligned tile16 weight on a device");
+  CHECK(p.x.cols == p.weight.cols && p.y.cols == p.weight.rows && p.x.rows == p.y.rows,
+        "[{}, {}] x [{}, {}] -> [{}, {}]", p.x.rows, p.x.cols, p.weight.rows, p.weight.cols,
+        p.y.rows, p.y.cols);
+  Plan plan{};
+  plan.p = p;
+  plan.aligned =
+      reinterpret_cast<std::uintptr_t>(p.x.data) % 16 == 0 && p.x.row_stride % kChunk == 0;
+  plan.num_segments = num_segments(p.weight);
+  plan.segments_per_block = segments_per_block(p.weight);
+  CHECK(plan.segments_per_block == plan.num_segments ||
+            (p.scratch.partials != nullptr && p.scratch.counters != nullptr),
+        "no scratch for {} of {} segments", plan.segments_per_block, plan.num_segments);
+  const dim3 grid(static_cast<unsigned>(num_pairs(p.weight)),
+                  blocks_for(plan.num_segments, plan.segments_per_block));
+  for (plan.row_begin = 0; plan.row_begin < p.x.rows; plan.row_begin += kLinearFewRows) {
+    plan.num_rows =
+        static_cast<int>(std::min<std::int64_t>(kLinearFewRows, p.x.rows - plan.row_begin));
+    RETURN_IF_ERROR(p.weight.spec.format == QuantFormat::kBf16
+                        ? launch_rows<QuantFormat::kBf16>(plan, grid, stream)
+                        : launch_rows<QuantFormat::kF8E4m3B128>(plan, grid, stream));
+  }
+  return {};
+}
+
+}  // namespace stoker::gpu

@@ -1,0 +1,253 @@
+#include "tools/bench_gpu.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <functional>
+#include <iterator>
+#include <numeric>
+
+#include "quant/expert_block.h"
+#include "tools/bench_kernels.h"
+
+namespace stoker::tools {
+namespace {
+
+// More than the caches of a device hold, so that every call reads its weights from memory.
+constexpr std::int64_t kWorkingSet = std::int64_t{400} << 20;
+constexpr std::int64_t kCopyBytes = std::int64_t{1} << 30;
+constexpr double kRoundSeconds = 0.02;
+constexpr int kMostCalls = 400;  // of a round, before the queue of the device is full
+
+constexpr std::int64_t kHidden = 7168, kIntermediate = 2048;
+constexpr int kTopK = 8;
+
+struct LinearShape {
+  const char* name;
+  QuantFormat format;
+  std::int64_t rows, cols;
+};
+constexpr LinearShape kLinears[] = {
+    {"q_a", QuantFormat::kF8E4m3B128, 1536, kHidden},
+    {"q_b", QuantFormat::kF8E4m3B128, 24576, 1536},
+    {"kv_a", QuantFormat::kF8E4m3B128, 576, kHidden},
+    {"o", QuantFormat::kF8E4m3B128, kHidden, 16384},
+    {"dense gate", QuantFormat::kF8E4m3B128, 18432, kHidden},
+    {"dense down", QuantFormat::kF8E4m3B128, kHidden, 18432},
+    {"shared gate", QuantFormat::kF8E4m3B128, kIntermediate, kHidden},
+    {"shared down", QuantFormat::kF8E4m3B128, kHidden, kIntermediate},
+    {"router", QuantFormat::kBf16, 256, kHidden},
+    {"head", QuantFormat::kBf16, 129280, kHidden},
+};
+constexpr std::int64_t kRowCounts[] = {1, 2, 4, 8, 16};
+constexpr QuantSpec kExpertSpecs[] = {
+    {QuantFormat::kInt4, 64}, {QuantFormat::kInt8, 128}, {QuantFormat::kF8E4m3B128, 128}};
+
+// A step of so many rows that asks for nothing else.
+struct BenchStep {
+  explicit BenchStep(std::int64_t num_rows, Purpose purpose)
+      : tokens(static_cast<std::size_t>(num_rows)), positions(static_cast<std::size_t>(num_rows)) {
+    std::iota(positions.begin(), positions.end(), 0);
+    pages.resize(static_cast<std::size_t>((num_rows + kPageTokens - 1) / kPageTokens));
+    sequences.push_back({pages, pages});
+    ranges.push_back({0, static_cast<int>(num_rows), 0, purpose});
+    view = {tokens, positions, ranges, sequences, {}};
+  }
+
+  std::vector<TokenId> tokens;
+  std::vector<std::int32_t> positions, pages;
+  std::vector<SequencePages> sequences;
+  std::vector<RowRange> ranges;
+  StepView view;
+};
+
+class DeviceBench {
+ public:
+  DeviceBench(Backend& backend, int rounds) : backend_(backend), rounds_(rounds) {}
+
+  // Seconds of one call of `work(i)`, which enqueues call number i: the median of the rounds.
+  Result<double> time(const std::function<void(int)>& work) {
+    ASSIGN_OR_RETURN(double one, time_calls(work, 3));
+    const int calls = std::clamp(static_cast<int>(kRoundSeconds / one), 3, kMostCalls);
+    std::vector<double> seconds;
+    for (int round = 0; round < rounds_; ++round) {
+      ASSIGN_OR_RETURN(one, time_calls(work, calls));
+      seconds.push_back(one);
+    }
+    std::nth_element(seconds.begin(), seconds.begin() + rounds_ / 2, seconds.end());
+    return seconds[static_cast<std::size_t>(rounds_ / 2)];
+  }
+
+  Result<double> copy_rate() {
+    ASSIGN_OR_RETURN(const Tensor from, backend_.allocate(DType::kU8, 1, kCopyBytes));
+    ASSIGN_OR_RETURN(const Tensor to, backend_.allocate(DType::kU8, 1, kCopyBytes));
+    ASSIGN_OR_RETURN(const double seconds,
+                     time([&](int) { backend_.copy(to.view(), from.view()); }));
+    return 2.0 * static_cast<double>(kCopyBytes) / seconds;
+  }
+
+  // One shape with every number of rows.
+  Status linear(const LinearShape& shape, std::span<const std::int64_t> row_counts, Purpose purpose,
+                std::vector<DeviceTiming>& out) {
+    QuantView host;
+    host.rows = shape.rows;
+    host.cols = shape.cols;
+    host.spec.format = shape.format;
+    std::vector<std::byte> bytes(static_cast<std::size_t>(host.stored_bytes()));
+    fill_with_weights(bytes);
+    host.payload = bytes.data();
+    host.scales = bytes.data() + shape.rows * shape.cols * host.spec.element_bits() / 8;
+    std::vector<WeightPtr> weights;
+    do {
+      ASSIGN_OR_RETURN(WeightPtr weight, backend_.adopt(host));
+      weights.push_back(std::move(weight));
+    } while (static_cast<std::int64_t>(weights.size()) * host.stored_bytes() < kWorkingSet);
+    const DType dtype = backend_.activation_dtype();
+    for (const std::int64_t num_rows : row_counts) {
+      const BenchStep step(num_rows, purpose);
+      RETURN_IF_ERROR(backend_.begin_step(step.view));
+      ASSIGN_OR_RETURN(const Tensor x, inputs(num_rows, shape.cols));
+      ASSIGN_OR_RETURN(const Tensor y, backend_.allocate(dtype, num_rows, shape.rows));
+      ASSIGN_OR_RETURN(const double seconds, time([&](int call) {
+                         const auto which = static_cast<std::size_t>(call) % weights.size();
+                         backend_.linear(step.view, *weights[which], x.view(), y.view());
+                       }));
+      const double products = static_cast<double>(num_rows * shape.rows * shape.cols);
+      out.push_back({shape.name, num_rows, seconds, host.stored_bytes(), 2.0 * products});
+    }
+    return {};
+  }
+
+  // The routed experts of one token.
+  Status experts(const QuantSpec& spec, std::vector<DeviceTiming>& out) {
+    const quant::ExpertBlocks layout(kHidden, kIntermediate, spec);
+    const std::int64_t set_bytes = kTopK * layout.expert_bytes();
+    const int num_sets = static_cast<int>(kWorkingSet / set_bytes + 1);
+    std::vector<std::byte> bytes(static_cast<std::size_t>(set_bytes));
+    fill_with_weights(bytes);
+    const std::vector<std::int32_t> rows = {0};
+    std::vector<ExpertUse> uses;
+    for (int e = 0; e < kTopK; ++e) uses.push_back({e, rows, {}, 0, e, false});
+    std::vector<Tensor> sets;
+    std::vector<std::vector<ExpertPart>> parts(static_cast<std::size_t>(num_sets));
+    for (auto& of_set : parts) {
+      ASSIGN_OR_RETURN(Tensor set, backend_.allocate(DType::kU8, 1, set_bytes));
+      backend_.copy_in(set.view(), bytes.data());
+      for (int e = 0; e < kTopK; ++e) {
+        const auto* const base =
+            static_cast<const std::byte*>(set.view().data) + e * layout.expert_bytes();
+        for (int b = 0; b < layout.num_blocks(); ++b) {
+          of_set.push_back(layout.part(b, base + layout.block(b).offset, backend_.device()));
+          of_set.back().use = e;
+        }
+      }
+      sets.push_back(std::move(set));
+    }
+    const DType dtype = backend_.activation_dtype();
+    const BenchStep step(1, Purpose::kDecode);
+    RETURN_IF_ERROR(backend_.begin_step(step.view));
+    ASSIGN_OR_RETURN(const Tensor x, inputs(1, kHidden));
+    ASSIGN_OR_RETURN(const Tensor hidden, backend_.allocate(dtype, kTopK, kIntermediate));
+    ASSIGN_OR_RETURN(const Tensor y, backend_.allocate(dtype, kTopK, kHidden));
+    const auto measure = [&](const char* what, bool gate_up, bool down) -> Status {
+      std::vector<std::vector<ExpertPart>> chosen(parts.size());
+      for (std::size_t i = 0; i < parts.size(); ++i) {
+        std::copy_if(parts[i].begin(), parts[i].end(), std::back_inserter(chosen[i]),
+                     [&](const ExpertPart& part) {
+                       return part.half == ExpertHalf::kGateUp ? gate_up : down;
+                     });
+      }
+      ASSIGN_OR_RETURN(const double seconds, time([&](int call) {
+                         const auto which = static_cast<std::size_t>(call) % chosen.size();
+                         backend_.experts(step.view,
+                                          {x.view(), hidden.view(), y.view(), uses, chosen[which]});
+                       }));
+      const int matrices = (gate_up ? 2 : 0) + (down ? 1 : 0);
+      out.push_back({fmt::format("experts {} {}", quant_spec_name(spec), what), 1, seconds,
+                     set_bytes * matrices / 3, 2.0 * kTopK * kHidden * kIntermediate * matrices});
+      return {};
+    };
+    RETURN_IF_ERROR(measure("gate/up", true, false));
+    RETURN_IF_ERROR(measure("down", false, true));
+    return measure("all", true, true);
+  }
+
+ private:
+  Result<Tensor> inputs(std::int64_t num_rows, std::int64_t cols) {
+    const DType dtype = backend_.activation_dtype();
+    ASSIGN_OR_RETURN(Tensor x, backend_.allocate(dtype, num_rows, cols));
+    std::vector<std::byte> bytes(x.view().bytes());
+    fill_with_weights(bytes);
+    backend_.copy_in(x.view(), bytes.data());
+    RETURN_IF_ERROR(backend_.finish());
+    return x;
+  }
+
+  Result<double> time_calls(const std::function<void(int)>& work, int calls) {
+    using Clock = std::chrono::steady_clock;
+    RETURN_IF_ERROR(backend_.finish());
+    const auto start = Clock::now();
+    for (int i = 0; i < calls; ++i) work(i);
+    RETURN_IF_ERROR(backend_.finish());
+    return std::chrono::duration<double>(Clock::now() - start).count() / calls;
+  }
+
+  Backend& backend_;
+  int rounds_;
+};
+
+}  // namespace
+
+Result<DeviceReport> bench_device_kernels(Backend& backend, const DeviceSuiteOptions& options) {
+  DeviceBench bench(backend, options.rounds);
+  DeviceReport report;
+  ASSIGN_OR_RETURN(report.copy_bytes_per_second, bench.copy_rate());
+  for (const LinearShape& shape : kLinears) {
+    RETURN_IF_ERROR(bench.linear(shape, kRowCounts, Purpose::kDecode, report.timings));
+  }
+  for (const QuantSpec& spec : kExpertSpecs) {
+    RETURN_IF_ERROR(bench.experts(spec, report.timings));
+  }
+  if (options.prefill_rows > 0) {
+    const std::int64_t row_counts[] = {options.prefill_rows};
+    for (const LinearShape& shape : kLinears) {
+      if (shape.rows > 100000) continue;  // the head sees few rows
+      RETURN_IF_ERROR(bench.linear(shape, row_counts, Purpose::kPrefill, report.timings));
+    }
+  }
+  return report;
+}
+
+nlohmann::ordered_json to_json(const DeviceReport& report) {
+  nlohmann::ordered_json cases = nlohmann::ordered_json::array();
+  for (const DeviceTiming& timing : report.timings) {
+    const double rate = static_cast<double>(timing.bytes) / timing.seconds;
+    cases.push_back({{"kernel", timing.kernel},
+                     {"rows", timing.rows},
+                     {"us", timing.seconds * 1e6},
+                     {"bytes", timing.bytes},
+                     {"gb_s", rate / 1e9},
+                     {"share_of_copy_bandwidth", rate / report.copy_bytes_per_second},
+                     {"tflop_s", timing.flops / timing.seconds / 1e12}});
+  }
+  return {{"suite", "kernels"},
+          {"copy_bandwidth_gb_s", report.copy_bytes_per_second / 1e9},
+          {"cases", std::move(cases)}};
+}
+
+std::string to_text(const DeviceReport& report) {
+  std::string text =
+      fmt::format("copies {:.0f} GB/s, read and written\n", report.copy_bytes_per_second / 1e9);
+  for (const DeviceTiming& timing : report.timings) {
+    const double floor = static_cast<double>(timing.bytes) / report.copy_bytes_per_second;
+    fmt::format_to(std::back_inserter(text),
+                   "{:26} {:5} rows  {:9.1f} us, floor {:8.1f}  {:5.2f} of bandwidth  {:7.1f} "
+                   "TFLOP/s\n",
+                   timing.kernel, timing.rows, timing.seconds * 1e6, floor * 1e6,
+                   floor / timing.seconds, timing.flops / timing.seconds / 1e12);
+  }
+  return text;
+}
+
+}  // namespace stoker::tools
