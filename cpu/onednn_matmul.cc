@@ -90,9 +90,10 @@ struct PanelMatmul::Impl {
 Product PanelMatmul::Impl::make(std::int64_t depth, DType dtype) const {
   const bool narrow = dtype == DType::kBf16;
   const auto type = narrow ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
-  const dnnl::memory::desc src({kMatmulRows, depth}, type, Tag::ab);
+  const int rows = matmul_rows(dtype);
+  const dnnl::memory::desc src({rows, depth}, type, Tag::ab);
   const dnnl::memory::desc weights({depth, kPanelCols}, type, narrow ? Tag::BA16a64b2a : Tag::ab);
-  const dnnl::memory::desc dst({kMatmulRows, kPanelCols}, dnnl::memory::data_type::f32, Tag::ab);
+  const dnnl::memory::desc dst({rows, kPanelCols}, dnnl::memory::data_type::f32, Tag::ab);
   const dnnl::matmul::primitive_desc desc = describe(engine, src, weights, dst);
   if (std::string_view(desc.impl_info_str()).find("ref") != std::string_view::npos) {
     throw dnnl::error(dnnl_unimplemented, "only the reference implementation");

@@ -14,7 +14,7 @@ constexpr std::int64_t kPieceBytes = std::int64_t{256} << 10;
 // Less work than this is done where it is: waking others takes longer.
 constexpr std::int64_t kInlineBytes = std::int64_t{64} << 10;
 constexpr int kPanelTiles = kPanelCols / quant::kTileRows;
-constexpr int kTileFloats = kMatmulRows * kPanelCols;
+constexpr int kTileFloats = kMostMatmulRows * kPanelCols;
 
 std::int64_t ceil_div(std::int64_t n, std::int64_t by) { return (n + by - 1) / by; }
 
@@ -112,7 +112,7 @@ void Products::copy_rows() {
   if (!prefill_rows_.empty()) {
     // The last tile may reach beyond the last row: what lies there is computed and dropped.
     prefill_base_ = static_cast<std::byte*>(
-        prefill_x_.reserve((prefill_rows_.size() + kMatmulRows) * row_bytes));
+        prefill_x_.reserve((prefill_rows_.size() + kMostMatmulRows) * row_bytes));
   }
   const auto num_decode = static_cast<int>(decode_rows_.size());
   const int num_rows = num_decode + static_cast<int>(prefill_rows_.size());
@@ -180,11 +180,12 @@ void Products::run_prefill(const Product& product, const Piece& piece, int worke
   const std::int64_t first_col = std::int64_t{piece.tile_begin} * quant::kTileRows;
   const auto num_cols =
       static_cast<int>(std::min<std::int64_t>(kPanelCols, product.w.rows - first_col));
-  for (int begin = 0; begin < product.num_rows; begin += kMatmulRows) {
+  const int tile_rows = matmul_rows(panel_dtype_);
+  for (int begin = 0; begin < product.num_rows; begin += tile_rows) {
     const std::byte* const x = prefill_base_ + (product.x_rows[0] + begin) * row_bytes;
     matmul_.run(worker, cols_, panel_dtype_, x, panel, tile);
     if (gated) matmul_.run(worker, cols_, panel_dtype_, x, up_panel, up_tile);
-    const int num_rows = std::min(kMatmulRows, product.num_rows - begin);
+    const int num_rows = std::min(tile_rows, product.num_rows - begin);
     for (int i = 0; i < num_rows; ++i) {
       const std::int32_t row = product.y_rows != nullptr ? product.y_rows[begin + i] : begin + i;
       finish_row(product, tile + i * kPanelCols, gated ? up_tile + i * kPanelCols : nullptr,

@@ -80,7 +80,7 @@ class Products {
   std::vector<StagedRow> decode_rows_, prefill_rows_;
   Scratch decode_x_, prefill_x_;
   float* decode_base_ = nullptr;       // [decode rows, decode_stride]
-  std::byte* prefill_base_ = nullptr;  // [prefill rows + kMatmulRows, cols]
+  std::byte* prefill_base_ = nullptr;  // [prefill rows + kMostMatmulRows, cols]
   std::vector<Product> products_;
   std::vector<Piece> pieces_;
   std::vector<std::vector<std::int32_t>> index_lists_;

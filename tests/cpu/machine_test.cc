@@ -8,6 +8,7 @@
 #include "cpu/machine_info.h"
 #include "cpu/memory_limit.h"
 #include "cpu/topology.h"
+#include "tests/support/temp_dir.h"
 
 namespace stoker {
 namespace {
@@ -47,9 +48,9 @@ class MemoryLimit : public ::testing::Test {
   std::optional<std::int64_t> left() const {
     return memory_left_to_process((root_ / "membership").string(), (root_ / "mount").string());
   }
-  void TearDown() override { fs::remove_all(root_); }
 
-  fs::path root_ = fs::path(::testing::TempDir()) / "stoker_memory_limit";
+  test::TempDir dir_;
+  fs::path root_ = dir_.path();
 };
 
 TEST_F(MemoryLimit, IsTheLeastOfAllGroupsAbove) {
