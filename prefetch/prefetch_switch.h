@@ -25,7 +25,7 @@ class PrefetchSwitch {
  public:
   static constexpr double kMinGain = 0.02;    // share of a turn's time that must be saved
   static constexpr double kKeepGain = 0.005;  // once it is on
-  static constexpr int kFirstOnEpochs = 4;
+  static constexpr int kFirstOnEpochs = 16;
   static constexpr int kOnEpochs = 64;
   static constexpr int kOffEpochs = 64;
   static constexpr int kMaxOffEpochs = 1024;
