@@ -90,21 +90,21 @@ class CudaBackend final : public Backend {
   CudaBackendOptions options_;
   Stream stream_;
   StagingRing staging_;
-  std::vector<StreamEvent> events_;  // ticket t uses events_[t % size]; a later one covers it
+  std::vector<StreamEvent> events_;     // ticket t uses events_[t % size]; a later one covers it
+  std::unique_ptr<CublasLt> cublaslt_;  // null for F32, and where the machine has none
   std::uint64_t last_ticket_ = 0;
   Status status_;
   StepCache steps_;
   DeviceBuffer inv_freq_;
   // Scratch, written and read in stream order, so that one of each is enough.
-  std::unique_ptr<CublasLt> cublaslt_;  // null for F32, and where the machine has none
-  DeviceBuffer widened_;                // rows of a weight as BF16
-  DeviceBuffer partials_;               // sums of parts of a linear's columns
-  DeviceBuffer counters_;               // how many blocks have added theirs; zeros between launches
-  DeviceBuffer scores_;                 // F32 [rows at once, positions]
-  DeviceBuffer attend_scratch_;
-  DeviceBuffer routes_;         // experts, weights, forced [T, top_k] each
-  DeviceBuffer combine_slots_;  // slots, weights [T, top_k] each
-  DeviceBuffer upload_;         // parts of experts that lie in host memory
+  DeviceBuffer widened_;         // rows of a weight as BF16
+  DeviceBuffer partials_;        // sums of parts of a linear's columns
+  DeviceBuffer counters_;        // how many blocks have added theirs; zeros between launches
+  DeviceBuffer scores_;          // F32 [rows at once, positions]
+  DeviceBuffer attend_scratch_;  // of its steps: queries in latent space, sums of splits
+  DeviceBuffer routes_;          // experts, weights, forced [T, top_k] each
+  DeviceBuffer combine_slots_;   // slots, weights [T, top_k] each
+  DeviceBuffer upload_;          // parts of experts that lie in host memory
   std::int64_t upload_used_ = 0;
   std::vector<ExpertTask> tasks_;  // reused
 };

@@ -1,19 +1,16 @@
 """Stores that change while a chat runs from them: cut short, overwritten, replaced, taken away."""
 
-import json
 import os
 import shutil
 import time
 import unittest
 
-from program import ProgramTest
-from terminal import CTRL_C, CTRL_D, Terminal
+from terminal import CTRL_C, ChatTest
 
-PROMPT = b"> "
 RAM = "98304"  # four experts of 24: nearly all is read again for every token
 
 
-class Faults(ProgramTest):
+class Faults(ChatTest):
     """A chat with a store whose files the test may damage; what it says, and that it goes on."""
 
     WAYS = [("uring", "on"), ("pread", "on"), ("pread", "off")]
@@ -25,35 +22,15 @@ class Faults(ProgramTest):
         self.good = {path: path.read_bytes() for path in self.store.glob("experts-*")}
 
     def start(self, *arguments):
-        terminal = Terminal(["chat", self.store, "--greedy", "--logit-bias", "1=-100", "--ram", RAM, *arguments],
-                            self.scratch)
-        terminal.wait_for(b"/help lists the commands")
-        terminal.wait_for(PROMPT)
-        return terminal
-
-    def ask(self, terminal, text):
-        terminal.send(text.encode() + b"\r")
-        terminal.wait_for(b"; context ")
-        terminal.wait_for(PROMPT)
+        return super().start(self.store, "--logit-bias", "1=-100", "--ram", RAM, *arguments)
 
     def ask_in_vain(self, terminal, text):
         """Asks; returns what the chat says instead of an answer."""
         terminal.send(text.encode() + b"\r")
         terminal.wait_for(b"stoker: ")
         said = terminal.wait_for(b"\n").decode()
-        terminal.wait_for(PROMPT)
+        terminal.wait_for(self.PROMPT)
         return said
-
-    def messages(self, terminal):
-        file = self.scratch / "saved.json"
-        terminal.send(f"/save {file}\r".encode())
-        terminal.wait_for(b"saved ")
-        terminal.wait_for(PROMPT)
-        return json.loads(file.read_text(encoding="utf-8"))["messages"]
-
-    def leave(self, terminal):
-        terminal.send(CTRL_D)
-        self.assertEqual(terminal.wait_for_end(), 0)
 
     def restore(self):
         for path, data in self.good.items():
@@ -62,9 +39,9 @@ class Faults(ProgramTest):
     def undisturbed(self):
         """The conversation that every test below has, without a fault."""
         terminal = self.start("-n", "6")
-        self.ask(terminal, "one")
-        self.ask(terminal, "two")
-        messages = self.messages(terminal)
+        self.ask(terminal, b"one\r")
+        self.ask(terminal, b"two\r")
+        messages = self.saved(terminal)
         self.leave(terminal)
         return messages
 
@@ -74,16 +51,16 @@ class Faults(ProgramTest):
         for io, direct in ways:
             with self.subTest(io=io, direct=direct):
                 terminal = self.start("-n", "6", "--io", io, "--direct", direct)
-                self.ask(terminal, "one")
-                before = self.messages(terminal)
+                self.ask(terminal, b"one\r")
+                before = self.saved(terminal)
                 damage()
                 said = self.ask_in_vain(terminal, "two")
                 for message in messages:
                     self.assertRegex(said, message)
                 self.restore()
-                self.assertEqual(self.messages(terminal), before)
-                self.ask(terminal, "two")
-                self.assertEqual(self.messages(terminal), expected)
+                self.assertEqual(self.saved(terminal), before)
+                self.ask(terminal, b"two\r")
+                self.assertEqual(self.saved(terminal), expected)
                 self.leave(terminal)
 
     def test_a_file_cut_short(self):
@@ -104,13 +81,13 @@ class Faults(ProgramTest):
         for replace in [True, False]:
             with self.subTest(replace=replace):
                 terminal = self.start("-n", "6")
-                self.ask(terminal, "one")
+                self.ask(terminal, b"one\r")
                 for path, data in self.good.items():
                     path.unlink()
                     if replace:
                         path.write_bytes(bytes(byte ^ 0x10 for byte in data))
-                self.ask(terminal, "two")
-                self.assertEqual(self.messages(terminal), expected)
+                self.ask(terminal, b"two\r")
+                self.assertEqual(self.saved(terminal), expected)
                 self.leave(terminal)
                 self.restore()
 
@@ -121,14 +98,14 @@ class Faults(ProgramTest):
         for path in self.good:
             shutil.copy(path, mirror)
         terminal = self.start("-n", "6", "--store", f"{self.store},{mirror}")
-        self.ask(terminal, "one")
+        self.ask(terminal, b"one\r")
         for path in self.good:
             os.truncate(path, 8192)
         terminal.send(b"two\r")
         terminal.wait_for(b"was repaired from another copy")
         terminal.wait_for(b"; context ")
-        terminal.wait_for(PROMPT)
-        self.assertEqual(self.messages(terminal), expected)
+        terminal.wait_for(self.PROMPT)
+        self.assertEqual(self.saved(terminal), expected)
         self.leave(terminal)
 
     def test_ctrl_c_while_experts_are_read(self):
@@ -140,10 +117,10 @@ class Faults(ProgramTest):
             time.sleep(0.3)
             terminal.send(CTRL_C)
             terminal.wait_for(b"stopped; ")
-            terminal.wait_for(PROMPT)
+            terminal.wait_for(self.PROMPT)
             terminal.send(b"/reset\r")
             terminal.wait_for(b"new conversation")
-            terminal.wait_for(PROMPT)
+            terminal.wait_for(self.PROMPT)
         self.leave(terminal)
         self.assertEqual(self.undisturbed(), expected)
 

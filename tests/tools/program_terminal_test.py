@@ -1,40 +1,14 @@
 """The chat in a pseudo terminal: editing, paste, history, Ctrl-C."""
 
-import json
 import time
 import unittest
 
-from program import ProgramTest
-from terminal import CTRL_C, CTRL_D, UP, Terminal
+from terminal import CTRL_C, UP, ChatTest
 
 
-class Chat(ProgramTest):
-    PROMPT = b"> "
-
-    def start(self, *arguments):
-        terminal = Terminal(["chat", self.model, "--greedy", *arguments], self.scratch)
-        terminal.wait_for(b"/help lists the commands")
-        terminal.wait_for(self.PROMPT)
-        return terminal
-
-    def leave(self, terminal):
-        terminal.send(CTRL_D)
-        self.assertEqual(terminal.wait_for_end(), 0)
-
-    def saved(self, terminal):
-        file = self.scratch / "saved.json"
-        terminal.send(f"/save {file}\r".encode())
-        terminal.wait_for(b"saved ")
-        terminal.wait_for(self.PROMPT)
-        return json.loads(file.read_text(encoding="utf-8"))["messages"]
-
-    def ask(self, terminal, keys):
-        terminal.send(keys)
-        terminal.wait_for(b"; context ")
-        terminal.wait_for(self.PROMPT)
-
+class Chat(ChatTest):
     def test_turns_commands_and_leaving(self):
-        terminal = self.start("-n", "4")
+        terminal = self.start(self.model, "-n", "4")
         self.ask(terminal, "Grüße\r".encode())
         terminal.send(b"/help\r")
         terminal.wait_for(b"/think on|off")
@@ -47,7 +21,7 @@ class Chat(ProgramTest):
         self.assertEqual(terminal.wait_for_end(), 0)
 
     def test_several_lines(self):
-        terminal = self.start("-n", "2")
+        terminal = self.start(self.model, "-n", "2")
         terminal.send(b"one\\\r")
         terminal.wait_for(b"... ")
         self.ask(terminal, b"two\r")
@@ -58,17 +32,17 @@ class Chat(ProgramTest):
         self.leave(terminal)
 
     def test_history_lasts(self):
-        terminal = self.start("-n", "2")
+        terminal = self.start(self.model, "-n", "2")
         self.ask(terminal, b"remember me\r")
         self.leave(terminal)
         self.assertTrue((self.scratch / ".local/state/stoker/history").exists())
-        terminal = self.start("-n", "2")
+        terminal = self.start(self.model, "-n", "2")
         self.ask(terminal, UP + b"!\r")
         self.assertEqual(self.saved(terminal)[0]["content"], "remember me!")
         self.leave(terminal)
 
     def test_ctrl_c_stops_the_answer_not_the_program(self):
-        terminal = self.start("--logit-bias", "1=-100", "--backend", "reference")  # never ends by itself
+        terminal = self.start(self.model, "--logit-bias", "1=-100", "--backend", "reference")  # never ends by itself
         terminal.send(b"go\r")
         terminal.wait_for(b"go\r\n")
         time.sleep(0.3)
@@ -85,7 +59,7 @@ class Chat(ProgramTest):
         self.assertEqual(terminal.wait_for_end(), 0)
 
     def test_a_full_context_leaves_a_usable_chat(self):
-        terminal = self.start("--ctx", "32", "--logit-bias", "1=-100")
+        terminal = self.start(self.model, "--ctx", "32", "--logit-bias", "1=-100")
         terminal.send(b"hello\r")
         terminal.wait_for(b"cut off at the limit")
         terminal.wait_for(self.PROMPT)

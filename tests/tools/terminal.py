@@ -1,12 +1,13 @@
-"""A program on a pseudo terminal, as a user has it before them."""
+"""A program on a pseudo terminal, as a user has it before them, and a chat on it."""
 
+import json
 import os
 import pty
 import select
 import signal
 import time
 
-from program import STOKER
+from program import STOKER, ProgramTest
 
 CTRL_C, CTRL_D, UP = b"\x03", b"\x04", b"\x1b[A"
 
@@ -53,3 +54,32 @@ class Terminal:
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
         raise AssertionError(f"the program did not end; seen: {self.seen!r}")
+
+
+class ChatTest(ProgramTest):
+    """A greedy chat in a terminal."""
+
+    PROMPT = b"> "
+
+    def start(self, model, *arguments):
+        terminal = Terminal(["chat", model, "--greedy", *arguments], self.scratch)
+        terminal.wait_for(b"/help lists the commands")
+        terminal.wait_for(self.PROMPT)
+        return terminal
+
+    def leave(self, terminal):
+        terminal.send(CTRL_D)
+        self.assertEqual(terminal.wait_for_end(), 0)
+
+    def saved(self, terminal):
+        """The conversation so far."""
+        file = self.scratch / "saved.json"
+        terminal.send(f"/save {file}\r".encode())
+        terminal.wait_for(b"saved ")
+        terminal.wait_for(self.PROMPT)
+        return json.loads(file.read_text(encoding="utf-8"))["messages"]
+
+    def ask(self, terminal, keys):
+        terminal.send(keys)
+        terminal.wait_for(b"; context ")
+        terminal.wait_for(self.PROMPT)
