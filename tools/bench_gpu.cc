@@ -7,9 +7,11 @@
 #include <functional>
 #include <iterator>
 #include <numeric>
+#include <utility>
 
 #include "quant/expert_block.h"
 #include "tools/bench_kernels.h"
+#include "tools/median.h"
 
 namespace stoker::tools {
 namespace {
@@ -75,8 +77,7 @@ class DeviceBench {
       ASSIGN_OR_RETURN(one, time_calls(work, calls));
       seconds.push_back(one);
     }
-    std::nth_element(seconds.begin(), seconds.begin() + rounds_ / 2, seconds.end());
-    return seconds[static_cast<std::size_t>(rounds_ / 2)];
+    return median(std::move(seconds));
   }
 
   Result<double> copy_rate() {

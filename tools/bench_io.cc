@@ -17,6 +17,7 @@
 #include "storage/open_model.h"
 #include "tools/drive_probe.h"
 #include "tools/fio.h"
+#include "tools/median.h"
 
 namespace stoker::tools {
 namespace {
@@ -42,12 +43,6 @@ struct Samples {
   }
 };
 
-double median(std::vector<double> values) {
-  if (values.empty()) return 0.0;
-  std::sort(values.begin(), values.end());
-  const std::size_t middle = values.size() / 2;
-  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
-}
 double least(const std::vector<double>& values) {
   return *std::min_element(values.begin(), values.end());
 }

@@ -12,6 +12,7 @@
 #include "cpu/read_bandwidth.h"
 #include "cpu/topology.h"
 #include "quant/tile16.h"
+#include "tools/median.h"
 
 namespace stoker::tools {
 namespace {
@@ -37,11 +38,6 @@ std::int64_t default_working_set() {
     last_cache = std::max(last_cache, cache.bytes * cache.count);
   }
   return std::max(kLeastBytes, 3 * last_cache) / kPieceBytes * kPieceBytes;
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values.empty() ? 0.0 : values[values.size() / 2];
 }
 
 // Memory that is walked round and round: what is read next was read longest ago.

@@ -16,6 +16,7 @@
 #include "tools/drive_probe.h"
 #include "tools/eval_files.h"
 #include "tools/hook_chain.h"
+#include "tools/median.h"
 #include "tools/progress_bar.h"
 #include "tools/run_record.h"
 #include "tools/trace_hooks.h"
@@ -32,13 +33,6 @@ constexpr double kProbeSeconds = 0.8;  // before and after every round
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-double median(std::vector<double> values) {
-  if (values.empty()) return 0.0;
-  std::sort(values.begin(), values.end());
-  const std::size_t middle = values.size() / 2;
-  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
 }
 
 // Token ids that differ from each other and route widely.

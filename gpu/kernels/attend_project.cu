@@ -1,5 +1,7 @@
 // Into latent space and out of it: the two halves of kv_b times a few rows each, on tensor cores. A
 // block decodes its piece of one head's weight to BF16 once and multiplies it with all its rows.
+#include <type_traits>
+
 #include "gpu/error.h"
 #include "gpu/kernels/attend_steps.h"
 #include "gpu/kernels/common/mma.cuh"
@@ -206,6 +208,21 @@ Status launch_projection(Kernel* kernel, const AttendLatentParams& a, int pieces
   return launch_status("attention: projection of a head");
 }
 
+// fn(std::integral_constant<QuantFormat, ...>) for a format that kv_b may have.
+template <typename F>
+Status for_weight_format(QuantFormat format, F&& fn) {
+  switch (format) {
+    case QuantFormat::kF32:
+      return fn(std::integral_constant<QuantFormat, QuantFormat::kF32>{});
+    case QuantFormat::kF16:
+      return fn(std::integral_constant<QuantFormat, QuantFormat::kF16>{});
+    case QuantFormat::kBf16:
+      return fn(std::integral_constant<QuantFormat, QuantFormat::kBf16>{});
+    default:
+      return fn(std::integral_constant<QuantFormat, QuantFormat::kF8E4m3B128>{});
+  }
+}
+
 constexpr int bytes_of(int values) { return values * static_cast<int>(sizeof(bf16)); }
 
 }  // namespace
@@ -213,37 +230,18 @@ constexpr int bytes_of(int values) { return values * static_cast<int>(sizeof(bf1
 Status launch_absorb_queries(const AttendLatentParams& params, const Stream& stream) {
   const int nope = params.rows.dims.nope_dim;
   const int shared = bytes_of(nope * padded(kAbsorbCols) + kRowsPerTurn * padded(nope));
-  const auto launch = [&](auto* kernel) {
-    return launch_projection(kernel, params, kLatentDim / kAbsorbCols, shared, stream);
-  };
-  switch (params.rows.kv_b.spec.format) {
-    case QuantFormat::kF32:
-      return launch(absorb_queries<QuantFormat::kF32>);
-    case QuantFormat::kF16:
-      return launch(absorb_queries<QuantFormat::kF16>);
-    case QuantFormat::kBf16:
-      return launch(absorb_queries<QuantFormat::kBf16>);
-    default:
-      return launch(absorb_queries<QuantFormat::kF8E4m3B128>);
-  }
+  return for_weight_format(params.rows.kv_b.spec.format, [&](auto format) {
+    return launch_projection(absorb_queries<decltype(format)::value>, params,
+                             kLatentDim / kAbsorbCols, shared, stream);
+  });
 }
 
 Status launch_project_values(const AttendLatentParams& params, const Stream& stream) {
   constexpr int kShared = bytes_of((kValueRows + kRowsPerTurn) * padded(kLatentDim));
-  const auto launch = [&](auto* kernel) {
-    return launch_projection(kernel, params, params.rows.dims.value_dim / kValueRows, kShared,
-                             stream);
-  };
-  switch (params.rows.kv_b.spec.format) {
-    case QuantFormat::kF32:
-      return launch(project_values<QuantFormat::kF32>);
-    case QuantFormat::kF16:
-      return launch(project_values<QuantFormat::kF16>);
-    case QuantFormat::kBf16:
-      return launch(project_values<QuantFormat::kBf16>);
-    default:
-      return launch(project_values<QuantFormat::kF8E4m3B128>);
-  }
+  return for_weight_format(params.rows.kv_b.spec.format, [&](auto format) {
+    return launch_projection(project_values<decltype(format)::value>, params,
+                             params.rows.dims.value_dim / kValueRows, kShared, stream);
+  });
 }
 
 }  // namespace stoker::gpu
