@@ -105,7 +105,9 @@ TEST_F(TokenizerHeavyTest, EncodesProseFast) {
   }
 }
 
-// Hostile text must not cost much more per byte when there is much of it.
+// Hostile text must not cost much more per byte when there is much of it. A hundred times the text costs a hundred
+// times as much per byte where the work is quadratic, ten times where it grows as n^1.5. What stays linear has been
+// seen at 3.1: the small text and its tokens lie in the cache, the large ones do not.
 struct Hostile {
   const char* name;
   std::function<std::string(std::size_t num_bytes)> make;
@@ -154,6 +156,7 @@ TEST_F(TokenizerHeavyTest, HostileTextGrowsLinearly) {
       {"invalid UTF-8", repeated("\xFF\xE2\x82")},
   };
   const std::size_t small = 100'000, large = kIsFast ? 10'000'000 : 1'000'000;
+  const double kMostGrowth = kIsFast ? 8.0 : 3.0;  // n^1.45 in both
   for (const Hostile& hostile : cases) {
     const std::string small_text = hostile.make(small), large_text = hostile.make(large);
     const double small_time = best_seconds(5, [&] { (void)tokenizer.encode(small_text); });
@@ -164,7 +167,7 @@ TEST_F(TokenizerHeavyTest, HostileTextGrowsLinearly) {
     const double growth = (large_time / static_cast<double>(large_text.size())) /
                           (small_time / static_cast<double>(small_text.size()));
     fmt::print("{:<24} {:>9.2f} x per byte\n", hostile.name, growth);
-    EXPECT_LT(growth, 3.0) << hostile.name;
+    EXPECT_LT(growth, kMostGrowth) << hostile.name;
     if (hostile.name != std::string("invalid UTF-8")) {
       EXPECT_EQ(tokenizer.decode(ids) == large_text, true) << hostile.name;
     }
