@@ -105,9 +105,10 @@ TEST_F(TokenizerHeavyTest, EncodesProseFast) {
   }
 }
 
-// Hostile text must not cost much more per byte when there is much of it. A hundred times the text costs a hundred
-// times as much per byte where the work is quadratic, ten times where it grows as n^1.5. What stays linear has been
-// seen at 3.1: the small text and its tokens lie in the cache, the large ones do not.
+// Hostile text must not cost much more per byte when there is much of it. A hundred times the text
+// costs a hundred times as much per byte where the work is quadratic, ten times where it grows as
+// n^1.5. What stays linear has been seen at 3.1: the small text and its tokens lie in the cache,
+// the large ones do not.
 struct Hostile {
   const char* name;
   std::function<std::string(std::size_t num_bytes)> make;
