@@ -34,19 +34,29 @@ Attention::Attention(Team& team, const Kernels& kernels, DType activations)
   rows_.reserve(1024);
 }
 
-void Attention::load_keys(const TensorView& cached, const Row& row, std::int64_t begin, int count,
+void Attention::load_keys(const KvLayer& cached, const Row& row, std::int64_t begin, int count,
                           std::int64_t stride, float* keys) {
+  const TensorView& rows = cached.rows;
+  const quant::KvRowLayout layout = quant::kv_row_layout(cached.row);
+  const std::int64_t num_values = cached.is_fp8() ? cached.row.num_values() : rows.cols;
   for (int j = 0; j < count; ++j) {
     const std::int64_t position = row.positions != nullptr ? row.positions[begin + j] : begin + j;
+    const std::byte* const at = address(rows, cached_row(row.pages, position));
     float* const key = keys + j * stride;
-    kernels_.convert(address(cached, cached_row(row.pages, position)), cached.dtype, key,
-                     DType::kF32, cached.cols);
-    std::fill(key + cached.cols, key + stride, 0.0f);
+    if (cached.is_fp8()) {
+      kernels_.decode_kv_row(layout, at, key);
+    } else {
+      kernels_.convert(at, rows.dtype, key, DType::kF32, num_values);
+    }
+    std::fill(key + num_values, key + stride, 0.0f);
   }
 }
 
 void Attention::attend(const StepView& step, const AttendParams& params) {
   const AttentionDims& dims = params.dims;
+  CHECK(!params.latents.is_fp8() || params.latents.row == latent_row(dims),
+        "FP8 rows of {} and {} values for latents of {} and {}", params.latents.row.quantised,
+        params.latents.row.kept, dims.latent_dim, dims.rope_dim);
   rows_.clear();
   std::int64_t most_keys = 0;
   for (const RowRange& range : step.ranges) {
@@ -125,7 +135,7 @@ void Attention::attend_heads(const AttendParams& params, const Row& row, int hea
   // 2. Scores and their softmax; what it divides by is applied in 4.
   for (int begin = 0; begin < row.num_keys; begin += kKeyBlock) {
     const int count = std::min(kKeyBlock, row.num_keys - begin);
-    load_keys(params.latents.rows, row, begin, count, key_dim, keys);
+    load_keys(params.latents, row, begin, count, key_dim, keys);
     kernels_.dot_block(query, key_dim, num_heads, keys, key_dim, count, key_dim, scores + begin,
                        score_stride);
   }
@@ -137,7 +147,7 @@ void Attention::attend_heads(const AttendParams& params, const Row& row, int hea
   std::fill_n(mixed, num_heads * mixed_dim, 0.0f);
   for (int begin = 0; begin < row.num_keys; begin += kKeyBlock) {
     const int count = std::min(kKeyBlock, row.num_keys - begin);
-    load_keys(params.latents.rows, row, begin, count, key_dim, keys);
+    load_keys(params.latents, row, begin, count, key_dim, keys);
     kernels_.add_weighted(scores + begin, score_stride, num_heads, keys, key_dim, count, mixed_dim,
                           mixed, mixed_dim);
   }
@@ -158,22 +168,33 @@ void Attention::attend_heads(const AttendParams& params, const Row& row, int hea
   }
 }
 
-void Attention::score_chunk(const SelectParams& params, const Row& row, std::int64_t begin,
-                            int count, float* scores, Worker& worker) {
+void Attention::widen_queries(const SelectParams& params, const Row& row, std::int64_t stride,
+                              float* query) {
   const IndexerDims& dims = params.dims;
-  const std::int64_t stride = align_up(dims.head_dim, kLaneAlign);
-  auto* const query = static_cast<float*>(worker.query.reserve(0));
-  auto* const keys = static_cast<float*>(worker.keys.reserve(0));
-  auto* const products = static_cast<float*>(worker.mixed.reserve(0));
   std::fill_n(query, dims.num_heads * stride, 0.0f);
   for (int head = 0; head < dims.num_heads; ++head) {
+    float* const to = query + head * stride;
     kernels_.convert(address(params.queries, row.row, std::int64_t{head} * dims.head_dim),
-                     params.queries.dtype, query + head * stride, DType::kF32, dims.head_dim);
+                     params.queries.dtype, to, DType::kF32, dims.head_dim);
+    if (params.keys.is_fp8()) quant::round_index_query(to, dims.head_dim);
+  }
+}
+
+void Attention::score_chunk(const SelectParams& params, const Row& row, const float* query,
+                            std::int64_t begin, int count, float* scores, Worker& worker) {
+  const IndexerDims& dims = params.dims;
+  const std::int64_t stride = align_up(dims.head_dim, kLaneAlign);
+  auto* const keys = static_cast<float*>(worker.keys.reserve(0));
+  auto* const products = static_cast<float*>(worker.mixed.reserve(0));
+  if (query == nullptr) {
+    auto* const own = static_cast<float*>(worker.query.reserve(0));
+    widen_queries(params, row, stride, own);
+    query = own;
   }
   const float* const weights = params.weights.row<float>(row.row);
   for (int at = 0; at < count; at += kKeyBlock) {
     const int num_keys = std::min(kKeyBlock, count - at);
-    load_keys(params.keys.rows, row, begin + at, num_keys, stride, keys);
+    load_keys(params.keys, row, begin + at, num_keys, stride, keys);
     kernels_.dot_block(query, stride, dims.num_heads, keys, stride, num_keys, stride, products,
                        kKeyBlock);
     kernels_.relu_weigh(products, kKeyBlock, dims.num_heads, weights, num_keys,
@@ -183,6 +204,9 @@ void Attention::score_chunk(const SelectParams& params, const Row& row, std::int
 
 void Attention::select(const StepView& step, const SelectParams& params) {
   const IndexerDims& dims = params.dims;
+  CHECK(!params.keys.is_fp8() || params.keys.row == index_key_row(dims),
+        "FP8 rows of {} values for indexer keys of {}", params.keys.row.num_values(),
+        dims.head_dim);
   rows_.clear();
   std::int64_t most_keys = 0;
   for (const RowRange& range : step.ranges) {
@@ -202,17 +226,28 @@ void Attention::select(const StepView& step, const SelectParams& params) {
     worker.keys.reserve_array<float>(kKeyBlock * stride);
     worker.mixed.reserve_array<float>(dims.num_heads * kKeyBlock);
   }
-  float* const scores = index_scores_.reserve_array<float>(
-      std::min<std::size_t>(rows_.size(), kSelectBatch) * most_keys);
+  const std::size_t most_rows = std::min<std::size_t>(rows_.size(), kSelectBatch);
+  float* const scores = index_scores_.reserve_array<float>(most_rows * most_keys);
+  // Rotating and rounding a row's queries for each of its chunks would cost too much.
+  const std::int64_t row_queries = dims.num_heads * stride;
+  float* const queries =
+      params.keys.is_fp8() ? index_queries_.reserve_array<float>(most_rows * row_queries) : nullptr;
   const auto chunks = static_cast<int>((most_keys + kScoreChunk - 1) / kScoreChunk);
   for (std::size_t first = 0; first < rows_.size(); first += kSelectBatch) {
     const auto num_rows =
         static_cast<int>(std::min<std::size_t>(kSelectBatch, rows_.size() - first));
+    if (queries != nullptr) {
+      team_.run(num_rows, [&](int task, int) {
+        widen_queries(params, rows_[first + task], stride, queries + task * row_queries);
+      });
+    }
     team_.run(num_rows * chunks, [&](int task, int worker) {
       const Row& row = rows_[first + task / chunks];
       const int begin = task % chunks * kScoreChunk;
       if (begin >= row.num_keys) return;
-      score_chunk(params, row, begin, std::min(kScoreChunk, row.num_keys - begin),
+      const float* const query =
+          queries == nullptr ? nullptr : queries + task / chunks * row_queries;
+      score_chunk(params, row, query, begin, std::min(kScoreChunk, row.num_keys - begin),
                   scores + task / chunks * most_keys, workers_[worker]);
     });
     team_.run(num_rows, [&](int task, int worker) {

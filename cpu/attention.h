@@ -39,10 +39,13 @@ class Attention {
   void absorb_query(const AttendParams& params, const Row& row, int head, float* query,
                     Worker& worker);
   // Keys [begin, + count) of a row, widened to F32 [count, stride].
-  void load_keys(const TensorView& cached, const Row& row, std::int64_t begin, int count,
+  void load_keys(const KvLayer& cached, const Row& row, std::int64_t begin, int count,
                  std::int64_t stride, float* keys);
-  void score_chunk(const SelectParams& params, const Row& row, std::int64_t begin, int count,
-                   float* scores, Worker& worker);
+  // Indexer queries of a row, F32 [heads, stride].
+  void widen_queries(const SelectParams& params, const Row& row, std::int64_t stride, float* query);
+  // `query`: null, or what widen_queries() gave.
+  void score_chunk(const SelectParams& params, const Row& row, const float* query,
+                   std::int64_t begin, int count, float* scores, Worker& worker);
 
   Team& team_;
   const Kernels& kernels_;
@@ -50,6 +53,7 @@ class Attention {
   std::vector<Worker> workers_;
   std::vector<Row> rows_;
   Scratch index_scores_;
+  Scratch index_queries_;  // of the rows whose scores are held, where keys are FP8
 };
 
 }  // namespace stoker::cpu

@@ -13,12 +13,10 @@ namespace stoker {
 
 Result<std::unique_ptr<Backend>> make_cpu_backend(const CpuBackendOptions& options) {
   CHECK(options.team != nullptr, "a CPU backend needs a Team");
-  for (const DType dtype : {options.activations, options.kv_dtype}) {
-    if (dtype != DType::kBf16 && dtype != DType::kF32) {
-      return make_error(ErrorCode::kUnsupported,
-                        "the CPU backend keeps activations and caches as BF16 or F32, not {}",
-                        dtype_name(dtype));
-    }
+  if (options.activations != DType::kBf16 && options.activations != DType::kF32) {
+    return make_error(ErrorCode::kUnsupported,
+                      "the CPU backend keeps activations as BF16 or F32, not {}",
+                      dtype_name(options.activations));
   }
   if (!isa_available(options.isa)) {
     return make_error(ErrorCode::kUnsupported, "this machine has no {}", isa_name(options.isa));
@@ -56,7 +54,7 @@ CpuBackend::CpuBackend(const CpuBackendOptions& options)
     : team_(*options.team),
       kernels_(kernels_for(options.isa)),
       activations_(options.activations),
-      kv_dtype_(options.kv_dtype),
+      kv_format_(options.kv_format),
       products_(team_, kernels_, activations_, options.isa),
       attention_(team_, kernels_, activations_),
       row_scratch_(team_.num_threads()) {}
@@ -238,25 +236,35 @@ void CpuBackend::silu_mul(const StepView& /*step*/, TensorView gate, TensorView 
   });
 }
 
-void CpuBackend::append(const StepView& step, const TensorView& x, const TensorView& dst,
-                        std::span<const std::int32_t> SequencePages::* stream) {
+void CpuBackend::append(const StepView& step, const TensorView& x, const KvLayer& dst,
+                        std::span<const std::int32_t> SequencePages::* stream, bool rotated) {
+  CHECK(!dst.is_fp8() || dst.row.num_values() == x.cols, "rows of {} values, {} appended",
+        dst.row.num_values(), x.cols);
+  if (dst.is_fp8()) kv_row_.resize(x.cols);
   for (const RowRange& range : step.ranges) {
     const std::span<const std::int32_t> pages = step.sequences[range.sequence].*stream;
     for (int t = range.row_begin; t < range.row_begin + range.num_rows; ++t) {
       const std::int32_t position = step.positions[t];
       const std::int64_t row =
           std::int64_t{pages[position / kPageTokens]} * kPageTokens + position % kPageTokens;
-      kernels_.convert(row_at(x, t), x.dtype, row_at(dst, row), dst.dtype, x.cols);
+      std::byte* const to = row_at(dst.rows, row);
+      if (!dst.is_fp8()) {
+        kernels_.convert(row_at(x, t), x.dtype, to, dst.rows.dtype, x.cols);
+        continue;
+      }
+      kernels_.convert(row_at(x, t), x.dtype, kv_row_.data(), DType::kF32, x.cols);
+      if (rotated) quant::rotate_index_vector(kv_row_.data(), static_cast<int>(x.cols));
+      quant::encode_kv_row(dst.row, kv_row_.data(), to);
     }
   }
 }
 
 void CpuBackend::append_latent(const StepView& step, TensorView x, KvLayer dst) {
-  append(step, x, dst.rows, &SequencePages::latent);
+  append(step, x, dst, &SequencePages::latent, /*rotated=*/false);
 }
 
 void CpuBackend::append_index_key(const StepView& step, TensorView x, KvLayer dst) {
-  append(step, x, dst.rows, &SequencePages::index);
+  append(step, x, dst, &SequencePages::index, /*rotated=*/true);
 }
 
 void CpuBackend::select(const StepView& step, const SelectParams& params) {

@@ -2,8 +2,8 @@
 //
 // Decode rows run the defined arithmetic (quant/defined_arithmetic.h) on tile16 weights, prefill
 // rows go through oneDNN; attention and the indexer treat both alike. Results depend neither on the
-// number of threads nor on the other rows of a step. The indexer scores cached keys as they are:
-// the Hadamard transform and FP8 rounding of spec 3.6 belong to an FP8 cache, which is not here.
+// number of threads nor on the other rows of a step. The Hadamard transform and FP8 rounding of
+// indexer keys and queries (spec 3.6) belong to an FP8 cache; others score cached keys as they are.
 #pragma once
 
 #include <memory>
@@ -25,7 +25,7 @@ class CpuBackend final : public Backend {
   std::string_view name() const override { return "cpu"; }
   DeviceId device() const override { return kHost; }
   DType activation_dtype() const override { return activations_; }
-  DType kv_dtype() const override { return kv_dtype_; }
+  KvFormat kv_format() const override { return kv_format_; }
 
   Result<Tensor> allocate(DType dtype, std::int64_t rows, std::int64_t cols) override;
   Result<WeightPtr> adopt(const QuantView& host) override;
@@ -80,8 +80,9 @@ class CpuBackend final : public Backend {
 
   // Calls fn(row) for every row; on the Team where the rows hold enough work.
   void for_rows(std::int64_t num_rows, std::int64_t row_cost, FunctionRef<void(std::int64_t)> fn);
-  void append(const StepView& step, const TensorView& x, const TensorView& dst,
-              std::span<const std::int32_t> SequencePages::* stream);
+  // `rotated`: as indexer keys of an FP8 cache are.
+  void append(const StepView& step, const TensorView& x, const KvLayer& dst,
+              std::span<const std::int32_t> SequencePages::* stream, bool rotated);
   // out = x . w^T, or with `up` silu(gate) * up, all rows by their purpose.
   void multiply(const StepView& step, const TileMatrix& w, const TileMatrix& up,
                 const TensorView& x, const TensorView& out);
@@ -95,7 +96,8 @@ class CpuBackend final : public Backend {
 
   Team& team_;
   const Kernels& kernels_;
-  DType activations_, kv_dtype_;
+  DType activations_;
+  KvFormat kv_format_;
   Products products_;
   Attention attention_;
   Status status_;
@@ -107,6 +109,7 @@ class CpuBackend final : public Backend {
   std::vector<std::uint8_t> part_usable_;  // of the parts of an experts() call
   std::vector<int> guarded_parts_;
   std::vector<Scratch> row_scratch_;  // per worker
+  std::vector<float> kv_row_;         // a row on its way into an FP8 cache
 };
 
 }  // namespace stoker::cpu

@@ -11,9 +11,9 @@ namespace stoker {
 
 struct CpuBackendOptions {
   DType activations = DType::kBf16;  // kBf16 or kF32
-  DType kv_dtype = DType::kBf16;     // kBf16 or kF32
-  Isa isa = Isa::kScalar;            // best_isa(), or what parse_isa() gave
-  Team* team = nullptr;              // outlives the backend
+  KvFormat kv_format = KvFormat::kBf16;
+  Isa isa = Isa::kScalar;  // best_isa(), or what parse_isa() gave
+  Team* team = nullptr;    // outlives the backend
 };
 
 Result<std::unique_ptr<Backend>> make_cpu_backend(const CpuBackendOptions& options);

@@ -32,6 +32,9 @@ STOKER_KERNEL V16 load16(const float* p) {
 STOKER_KERNEL V16 load16(const std::uint16_t* p) {
   return each([&](int s) { return Simd::load_bf16(p + s * kLanes); });
 }
+STOKER_KERNEL V16 load16(const std::byte* p) {  // FP8 codes
+  return each([&](int s) { return Simd::load_fp8(p + s * kLanes); });
+}
 STOKER_KERNEL void store16(float* p, const V16& x) {
   for (int s = 0; s < kSlices; ++s) Simd::store(p + s * kLanes, x.v[s]);
 }
@@ -141,6 +144,7 @@ constexpr Kernels kTable = {
     .layer_norm = layer_norm,
     .rope = rope,
     .combine = combine,
+    .decode_kv_row = decode_kv_row,
     .dot_block = dot_block,
     .add_weighted = add_weighted,
     .softmax = softmax,

@@ -13,6 +13,7 @@
 #include "core/tensor/dtype.h"
 #include "core/tensor/quant_view.h"
 #include "cpu/isa.h"
+#include "quant/kv_rows.h"
 
 namespace stoker::cpu {
 
@@ -87,6 +88,9 @@ struct Kernels {
   void (*combine)(const void* parts, std::int64_t part_stride, const std::int32_t* slots,
                   const float* weights, int num_parts, const void* shared, void* out, DType dtype,
                   std::int64_t n);
+
+  // A row of an FP8 cache as F32; its codes hold no NaN, its scales may.
+  void (*decode_kv_row)(const quant::KvRowLayout& layout, const std::byte* src, float* dst);
 
   // Attention. All F32; `dim` and row strides are multiples of kLaneAlign, padding is zero.
   // out[i][j] = q[i] . k[j]

@@ -122,6 +122,14 @@ struct Simd {
   static V pair_even(V a, V b) { return _mm512_shuffle_ps(a, b, 0x88); }
   static V pair_odd(V a, V b) { return _mm512_shuffle_ps(a, b, 0xdd); }
 
+  // Neighbouring codes, by way of F16: its exponent's bias is larger by 8, its subnormals cost
+  // nothing.
+  static V load_fp8(const std::byte* p) {
+    const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    const __m256i moved = _mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7);
+    const __m256i half = _mm256_and_si256(moved, _mm256_set1_epi16(static_cast<short>(0xbf80)));
+    return _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256.0f));
+  }
   static V load_bf16(const std::uint16_t* p) {
     const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));

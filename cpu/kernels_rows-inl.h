@@ -1,4 +1,4 @@
-// Norms, activations, rotations and sums over one row. Part of kernels-inl.h.
+// Norms, activations, rotations, sums and decoding of one row. Part of kernels-inl.h.
 
 static void convert(const void* src, DType src_dtype, void* dst, DType dst_dtype, std::int64_t n) {
   with_type(src_dtype, [&]<typename S>(S*) {
@@ -164,4 +164,23 @@ static void combine(const void* parts, std::int64_t part_stride, const std::int3
       store_at(static_cast<T*>(out), i, n, y);
     }
   });
+}
+
+static void decode_kv_row(const quant::KvRowLayout& layout, const std::byte* src, float* dst) {
+  for (int begin = 0; begin < layout.quantised; begin += kKvGroup) {
+    float scale;
+    __builtin_memcpy(&scale, src + layout.scales_at + begin / kKvGroup * 4, 4);
+    const V16 factor = set16(scale);
+    const int left = layout.quantised - begin, count = left < kKvGroup ? left : kKvGroup;
+    for (int i = 0; i < count; i += kTile) {
+      store_at(dst + begin, i, count, mul16(load_at(src + begin, i, count), factor));
+    }
+  }
+  for (int i = 0; i < layout.kept; i += kTile) {
+    const int left = layout.kept - i;
+    std::uint16_t values[kTile] = {};  // they may lie unaligned
+    __builtin_memcpy(values, src + layout.kept_at + 2 * i, 2 * (left < kTile ? left : kTile));
+    store_at(dst + layout.quantised, i, layout.kept,
+             load16(static_cast<const std::uint16_t*>(values)));
+  }
 }

@@ -79,6 +79,11 @@ struct Simd {
     }
   }
 
+  static V load_fp8(const std::byte* p) {
+    const U code = static_cast<U>(*p);
+    const V magnitude = as_f32((code & 0x7fu) << 20) * 0x1p120f;
+    return as_f32((code & 0x80u) << 24 | as_u32(magnitude));
+  }
   static V load_bf16(const std::uint16_t* p) { return as_f32(static_cast<U>(*p) << 16); }
   static U round_bits(V v) {  // BF16 in the upper half
     const U bits = as_u32(v);

@@ -9,12 +9,12 @@
 
 namespace stoker {
 
-class ReferenceBackend final : public Backend {
+class ReferenceBackend : public Backend {
  public:
   std::string_view name() const override { return "reference"; }
   DeviceId device() const override { return kHost; }
   DType activation_dtype() const override { return DType::kF32; }
-  DType kv_dtype() const override { return DType::kF32; }
+  KvFormat kv_format() const override { return KvFormat::kF32; }
 
   Result<Tensor> allocate(DType dtype, std::int64_t rows, std::int64_t cols) override;
   Result<WeightPtr> adopt(const QuantView& host) override;

@@ -2,7 +2,6 @@
 // largest 448.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 #include "core/tensor/dtype.h"
@@ -27,7 +26,21 @@ STOKER_HD inline float fp8_to_f32_unbiased(std::uint8_t code) {
 }
 
 // Rounds to nearest even, saturating at 448 (NaN -> 0x7f).
-std::uint8_t f32_to_fp8(float value);
+STOKER_HD inline std::uint8_t f32_to_fp8(float value) {
+  const std::uint32_t bits = f32_to_bits(value), magnitude = bits & 0x7fffffffu;
+  std::uint32_t code;
+  if (magnitude > 0x7f800000u) {
+    code = 0x7f;
+  } else if (magnitude >= 0x43e80000u) {  // 464, halfway between 448 and the unused 480
+    code = 0x7e;
+  } else if (magnitude >= 0x3c800000u) {  // 2^-6
+    code = ((magnitude + 0x7ffffu + (magnitude >> 20 & 1u)) >> 20) - ((127u - 7u) << 3);
+  } else {
+    // Subnormal: multiples of 2^-9, the last place of 2^14. The addition rounds to nearest even.
+    code = f32_to_bits(bits_to_f32(magnitude) + 0x1p14f) - f32_to_bits(0x1p14f);
+  }
+  return static_cast<std::uint8_t>((bits >> 24 & 0x80u) | code);
+}
 
 // True if any of `count` codes is NaN.
 bool fp8_has_nan(const std::uint8_t* codes, std::int64_t count);

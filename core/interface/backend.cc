@@ -1,10 +1,17 @@
 #include "core/interface/backend.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 
 namespace stoker {
+
+bool StepView::may_have_parts() const {
+  return num_rows() <= kMostPartRows && std::ranges::all_of(ranges, [](const RowRange& range) {
+           return range.purpose == Purpose::kDecode;
+         });
+}
 
 Result<Tensor> Backend::allocate_host(DType dtype, std::int64_t rows, std::int64_t cols) {
   constexpr std::align_val_t kAlign{64};

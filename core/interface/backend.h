@@ -11,8 +11,8 @@
 // other rows of the step.
 //
 // Parameters and the spans in them are read during the call, except what is said to be a mailbox,
-// host memory of a copy, or the StepView: those stay valid until an event after the operation. Any
-// operand may be a column slice.
+// forced experts, host memory of a copy, or the StepView: those stay valid, and what is read of
+// them as it is, until an event after the operation. Any operand may be a column slice.
 //
 // Errors of enqueued work are kept by the backend and come out of status() and finish(). Not
 // thread-safe: the driver thread owns it. Formulas: spec/deepseek-v3.2.md section 3; shapes are
@@ -28,6 +28,7 @@
 #include "core/base/error.h"
 #include "core/base/ids.h"
 #include "core/interface/expert_provider.h"
+#include "core/model/kv_format.h"
 #include "core/model/layer_spec.h"
 #include "core/tensor/quant_view.h"
 #include "core/tensor/tensor.h"
@@ -38,6 +39,8 @@ namespace stoker {
 enum class Purpose : std::uint8_t { kDecode, kPrefill };  // kDecode: decode and verify
 
 inline constexpr int kPageTokens = 64;  // tokens per KV page
+// Steps of at most this many rows, all for decode, may be enqueued in parts: Backend::begin_part().
+inline constexpr int kMostPartRows = 16;
 
 // Consecutive rows of a step that belong to one sequence and purpose.
 struct RowRange {
@@ -64,6 +67,7 @@ struct StepView {
   std::span<const std::int32_t> logit_rows;  // rows whose logits are wanted, ascending
 
   int num_rows() const { return static_cast<int>(tokens.size()); }
+  bool may_have_parts() const;
 };
 
 // A weight in the form its backend computes with. Created by Backend::adopt*, used with that
@@ -73,7 +77,7 @@ class BackendWeight {
   virtual ~BackendWeight() = default;
   virtual std::int64_t rows() const = 0;   // outputs
   virtual std::int64_t cols() const = 0;   // inputs
-  virtual std::int64_t bytes() const = 0;  // resident bytes
+  virtual std::int64_t bytes() const = 0;  // of its device's memory
 };
 using WeightPtr = std::unique_ptr<const BackendWeight>;
 
@@ -84,9 +88,12 @@ struct Event {
 
 enum class RopeStyle : std::uint8_t { kInterleaved, kHalfSplit };  // spec 3.4: MLA, indexer
 
-// The cached rows of one layer in one stream.
+// The cached rows of one layer in one stream, in the backend's kv_format().
 struct KvLayer {
-  TensorView rows;  // [num_pages * 64, latent + rope] or [num_pages * 64, index_head_dim]
+  TensorView rows;  // [num_pages * 64, ...] as kv_matrix() says
+  KvRow row;        // what each holds: latent and rope part, or an indexer key
+
+  bool is_fp8() const { return rows.dtype == DType::kU8; }
 };
 
 // Positions each row attends to. counts[t] = -1: all visible ones (dense).
@@ -154,8 +161,8 @@ class Backend {
   virtual DeviceId device() const = 0;
   // Type of activations between modules: kBf16 or kF32.
   virtual DType activation_dtype() const = 0;
-  // Type of the cached rows of both KV streams.
-  virtual DType kv_dtype() const = 0;
+  // Form of the cached rows of both KV streams.
+  virtual KvFormat kv_format() const = 0;
 
   // ---- Memory. These may block; none is called on the token path. ----
 
@@ -181,8 +188,19 @@ class Backend {
   virtual bool done(Event event) = 0;
   // Later operations of this backend wait for `event` of `other`.
   virtual void wait_for(Backend& other, Event event) = 0;
+  // Begins a part of `step` that comes again and again. From here to end_part() the caller enqueues
+  // operations, and nothing else. For the same address of the step, number of rows and `part` they
+  // are always the same calls with the same operands: what differs is in the step's description and
+  // in host memory of operands. A backend may keep them and run them all at the end. Requires:
+  // step.may_have_parts(), and no part is open. See PartScope.
+  virtual void begin_part(const StepView& /*step*/, int /*part*/) {}
+  virtual void end_part() {}
+  // No step at this address has operands of those before: what was kept of its parts is dropped.
+  virtual void forget_parts(const StepView& /*step*/) {}
   // First error of enqueued work since the last begin_step(), as far as it is known.
   virtual Status status() = 0;
+  // How long it has worked on what it was given since it was made. 0: not measured.
+  virtual std::int64_t busy_us() const { return 0; }
   // Waits for everything enqueued. The only blocking call.
   virtual Status finish() = 0;
 
@@ -219,7 +237,8 @@ class Backend {
                     int rope_dim, RopeStyle style) = 0;
   // x *= factor, F32.
   virtual void scale(const StepView& step, TensorView x, float factor) = 0;
-  // Writes each row to its position in the layer's stream.
+  // Writes each row to its position in the layer's stream. An FP8 cache quantises here; an indexer
+  // key it also rotates (Hadamard), and select() does to queries what was done to keys: spec 3.6.
   virtual void append_latent(const StepView& step, TensorView x, KvLayer dst) = 0;
   virtual void append_index_key(const StepView& step, TensorView x, KvLayer dst) = 0;
   // Lightning indexer: the top_k visible positions by score, ties to the lower position; dense for
@@ -241,6 +260,23 @@ class Backend {
   virtual void route(const StepView& step, const RouteParams& params) = 0;
   virtual void experts(const StepView& step, const ExpertParams& params) = 0;
   virtual void combine(const StepView& step, const CombineParams& params) = 0;
+};
+
+// A part, for as long as it lives: it also ends where an error leaves it.
+class PartScope {
+ public:
+  // Null: no part.
+  PartScope(Backend* backend, const StepView& step, int part) : backend_(backend) {
+    if (backend_ != nullptr) backend_->begin_part(step, part);
+  }
+  ~PartScope() {
+    if (backend_ != nullptr) backend_->end_part();
+  }
+  PartScope(const PartScope&) = delete;
+  PartScope& operator=(const PartScope&) = delete;
+
+ private:
+  Backend* backend_;
 };
 
 }  // namespace stoker

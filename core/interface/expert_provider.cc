@@ -13,6 +13,10 @@ void for_each_counter(LayerCounters& mine, const LayerCounters& other, Fn fn) {
   fn(mine.prefetch_used_bytes, other.prefetch_used_bytes);
   fn(mine.prefetch_wasted_bytes, other.prefetch_wasted_bytes);
   fn(mine.felt_wait_us, other.felt_wait_us);
+  fn(mine.device_hit, other.device_hit);
+  fn(mine.device_upload, other.device_upload);
+  fn(mine.promoted_bytes, other.promoted_bytes);
+  fn(mine.host_us, other.host_us);
   fn(mine.retried_blocks, other.retried_blocks);
   fn(mine.repaired_blocks, other.repaired_blocks);
 }

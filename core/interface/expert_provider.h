@@ -53,6 +53,8 @@ struct ExpertPart {
   int num_rows = 0;
   QuantView gate, up,
       down;  // [num_rows, hidden_size], [num_rows, hidden_size], [num_rows, moe_intermediate_size]
+  int block = 0;                // its number among the expert's
+  DeviceId site = kHost;        // whose backend computes it; one for all parts of a use
   BlockGuard* guard = nullptr;  // null: the bytes have been checked
   std::uint32_t ticket = 0;
   bool passes_guard() const { return guard == nullptr || guard->check(ticket); }
@@ -110,6 +112,10 @@ struct LayerCounters {
   std::int64_t prefetch_used_bytes = 0;    // read by guess and demanded before they were evicted
   std::int64_t prefetch_wasted_bytes = 0;  // read by guess and evicted unused
   std::int64_t felt_wait_us = 0;           // time compute stood still for data
+  std::int64_t device_hit = 0;             // of hit: computed from a copy that a device holds
+  std::int64_t device_upload = 0;          // computed by a device, copied there for this one time
+  std::int64_t promoted_bytes = 0;         // copied to a device to stay
+  std::int64_t host_us = 0;                // what the host computed of it beside devices
   std::int64_t retried_blocks = 0;   // read again because a read failed or a checksum did not hold
   std::int64_t repaired_blocks = 0;  // of them, taken from another copy
 
@@ -136,6 +142,10 @@ class ExpertProvider {
   virtual int num_ranked_guesses() const { return 0; }
   // Says what a later layer may want soon. Free to ignore.
   virtual void hint(const LookAhead& guesses) = 0;
+
+  // What the host's backend took to compute its experts of the open set, just before that is
+  // released. Free to ignore.
+  virtual void note_host_time(double /*us*/) {}
 
   // Waits until a part of the open set may have become runnable, or `timeout` has passed.
   virtual void wait(std::chrono::microseconds timeout) = 0;

@@ -12,15 +12,13 @@
 
 #include "core/base/error.h"
 #include "core/base/ids.h"
+#include "core/model/kv_format.h"
 #include "core/model/layer_spec.h"
 #include "core/tensor/quant_view.h"
 
 namespace stoker {
 
 enum class ModelType : std::uint8_t { kDeepseekV3, kDeepseekV32 };  // kDeepseekV32: with DSA
-
-// How cached keys are kept: spec section 4.
-enum class KvFormat : std::uint8_t { kBf16, kF32, kFp8 };
 
 // YaRN parameters; `factor` 1 and the rest unused where the config scales nothing.
 struct RopeScaling {
@@ -94,6 +92,9 @@ class ModelConfig {
 
   // Cached bytes per position, over the main layers, or over all with `last` kDraft.
   std::int64_t kv_bytes_per_token(KvFormat format, LayerRole last = LayerRole::kMain) const;
+  std::int64_t kv_bytes_per_token(KvFormat format, const LayerSpec& layer) const;
+  // Whether this model's rows can be kept so.
+  Status check_kv_format(KvFormat format) const;
   // One routed expert, scales included.
   std::int64_t expert_bytes(const QuantSpec& spec) const;
   std::int64_t expert_bytes() const { return expert_bytes(QuantSpec{stored_format}); }

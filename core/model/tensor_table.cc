@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <bit>
+
 namespace stoker {
 namespace {
 
@@ -184,26 +186,32 @@ std::string expert_tensor_name(ExpertId id, std::string_view projection) {
 
 // The costs of a ModelConfig, counted from its table.
 
+std::int64_t ModelConfig::kv_bytes_per_token(KvFormat format, const LayerSpec& layer) const {
+  std::int64_t bytes = kv_matrix(format, latent_row(attention_dims())).row_bytes();
+  if (layer.attention == AttentionKind::kMlaSparse) {
+    bytes += kv_matrix(format, index_key_row(*indexer_dims())).row_bytes();
+  }
+  return bytes;
+}
+
 std::int64_t ModelConfig::kv_bytes_per_token(KvFormat format, LayerRole last) const {
-  const auto stream = [&](std::int64_t quantised, std::int64_t kept) {
-    switch (format) {
-      case KvFormat::kBf16:
-        return 2 * (quantised + kept);
-      case KvFormat::kF32:
-        return 4 * (quantised + kept);
-      case KvFormat::kFp8:  // one FP32 scale per 128 values; RoPE dimensions stay BF16
-        return quantised + 4 * ((quantised + 127) / 128) + 2 * kept;
-    }
-    return std::int64_t{0};
-  };
-  const std::int64_t latent = stream(kv_lora_rank, qk_rope_head_dim);
-  const std::int64_t index_key = stream(index_head_dim, 0);
   std::int64_t bytes = 0;
   for (const LayerSpec& layer : layers_) {
     if (layer.role == LayerRole::kDraft && last == LayerRole::kMain) continue;
-    bytes += latent + (layer.attention == AttentionKind::kMlaSparse ? index_key : 0);
+    bytes += kv_bytes_per_token(format, layer);
   }
   return bytes;
+}
+
+Status ModelConfig::check_kv_format(KvFormat format) const {
+  const auto dims = indexer_dims();
+  if (format == KvFormat::kFp8 && dims && !std::has_single_bit(unsigned(dims->head_dim))) {
+    return make_error(ErrorCode::kUnsupported,
+                      "an fp8 cache rotates indexer keys by a Hadamard transform, which takes a "
+                      "power of two; this model's index_head_dim is {}",
+                      dims->head_dim);
+  }
+  return {};
 }
 
 std::int64_t ModelConfig::expert_bytes(const QuantSpec& spec) const {

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "core/base/error.h"
 #include "core/base/progress.h"
@@ -14,11 +16,25 @@
 
 namespace stoker {
 
+// What computes a model, and which of it runs which layer: see Placement.
+struct EngineBackends {
+  std::vector<std::unique_ptr<Backend>> backends;
+  std::vector<int> dense;  // index into `backends` for every main layer; empty: 0 for all
+
+  EngineBackends() = default;
+  // One for everything.
+  template <typename B>
+  EngineBackends(std::unique_ptr<B> backend) {  // NOLINT(google-explicit-constructor)
+    backends.push_back(std::move(backend));
+  }
+};
+
 class Engine {
  public:
-  // Loads the non-routed weights onto `backend`, which the engine owns from then on.
+  // Loads the non-routed weights onto the backends that run their layers; the engine owns these
+  // from then on. The embedding belongs to the first layer's, the head to the last one's.
   static Result<std::unique_ptr<const Engine>> load(ModelConfig config, const WeightSource& source,
-                                                    std::unique_ptr<Backend> backend,
+                                                    EngineBackends backends,
                                                     const ProgressFn& progress = nullptr);
 
   const ModelConfig& config() const { return config_; }
@@ -27,12 +43,13 @@ class Engine {
   int num_layers() const { return static_cast<int>(weights_.layers.size()); }  // main layers
 
  private:
-  Engine(ModelConfig config, std::unique_ptr<Backend> backend, ModelWeights weights);
+  Engine(ModelConfig config, std::vector<std::unique_ptr<Backend>> backends, Placement placement,
+         ModelWeights weights);
 
   ModelConfig config_;
-  std::unique_ptr<Backend> backend_;
-  ModelWeights weights_;  // before backend_ goes
+  std::vector<std::unique_ptr<Backend>> backends_;
   Placement placement_;
+  ModelWeights weights_;  // before the backends go
 };
 
 }  // namespace stoker

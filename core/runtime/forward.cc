@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/runtime/runner.h"
+#include "core/runtime/transfer.h"
 
 namespace stoker {
 namespace {
@@ -12,9 +13,16 @@ constexpr float kIndexerNormEps = 1e-6f;  // spec 3.1: not the library default o
 
 }  // namespace
 
-Forward::Forward(Runner& runner, std::unique_ptr<Workspace> workspace)
-    : engine_(runner.engine()), clock_(runner.clock()), workspace_(std::move(workspace)) {
-  const auto rows = static_cast<std::size_t>(workspace_->limits.max_rows);
+WorkspaceBytes Forward::bytes_needed(const ModelConfig& config, DType activations,
+                                     WorkspaceLimits limits) {
+  return {Workspace::bytes_needed(config, activations, limits),
+          ExpertSites::bytes_needed(config, activations, limits),
+          HostWorkspace::bytes_needed(config, limits)};
+}
+
+Forward::Forward(Runner& runner, WorkspaceLimits limits)
+    : engine_(runner.engine()), clock_(runner.clock()), limits_(limits) {
+  const auto rows = static_cast<std::size_t>(limits.max_rows);
   segments_.reserve(rows);
   ranges_.reserve(rows);
   sequences_.reserve(rows);
@@ -23,8 +31,26 @@ Forward::Forward(Runner& runner, std::unique_ptr<Workspace> workspace)
   guesses_.reserve(kMaxLead);
 }
 
-Backend& Forward::backend() const {
-  return engine_.placement().layer(next_layer_ == kFinished ? 0 : next_layer_).dense();
+Result<std::unique_ptr<Forward>> Forward::create(Runner& runner, WorkspaceLimits limits) {
+  auto forward = std::unique_ptr<Forward>(new Forward(runner, limits));
+  const ModelConfig& config = runner.engine().config();
+  const Placement& placement = runner.engine().placement();
+  for (int i = 0; i < static_cast<int>(placement.backends().size()); ++i) {
+    std::unique_ptr<Workspace> workspace;
+    if (placement.is_dense(i)) {
+      ASSIGN_OR_RETURN(workspace, Workspace::create(config, *placement.backends()[i], limits));
+    }
+    forward->workspaces_.push_back(std::move(workspace));
+  }
+  ASSIGN_OR_RETURN(forward->host_, HostWorkspace::create(config, placement.dense(0), limits));
+  ASSIGN_OR_RETURN(forward->sites_, ExpertSites::create(config, placement, limits,
+                                                        forward->workspaces_, runner.clock()));
+  return forward;
+}
+
+Forward::~Forward() {
+  release();
+  for (Backend* backend : engine_.placement().backends()) backend->forget_parts(step_);
 }
 
 void Forward::release() {
@@ -43,10 +69,13 @@ Status Forward::start(Runner& runner, const StepBatch& batch) {
     RETURN_IF_ERROR(reserve());
     next_layer_ = 0;
     step_ = {batch.tokens, positions_, ranges_, sequences_, logit_rows_};
-    RETURN_IF_ERROR(backend().begin_step(step_));
+    has_parts_ = step_.may_have_parts();
+    for (Backend* backend : engine_.placement().backends()) {
+      RETURN_IF_ERROR(backend->begin_step(step_));
+    }
     if (hooks_ != nullptr) hooks_->on_begin(batch);
     runner.experts().begin_step(batch.tokens);
-    backend().embed(step_, *engine_.weights().embedding, rows(workspace_->h));
+    backend().embed(step_, *engine_.weights().embedding, rows(workspace().h));
     return backend().status();
   };
   Status status = begin();
@@ -80,9 +109,8 @@ Status Forward::describe(const StepBatch& batch) {
     for (int row = first_wanted; row < covered; ++row) logit_rows_.push_back(row);
   }
   CHECK(covered == num_rows && num_rows > 0, "segments cover {} of {} rows", covered, num_rows);
-  CHECK(static_cast<int>(logit_rows_.size()) <= workspace_->limits.max_logit_rows,
-        "logits of {} rows wanted, workspace holds {}", logit_rows_.size(),
-        workspace_->limits.max_logit_rows);
+  CHECK(static_cast<int>(logit_rows_.size()) <= limits_.max_logit_rows,
+        "logits of {} rows wanted, workspace holds {}", logit_rows_.size(), limits_.max_logit_rows);
   for (const TokenId token : batch.tokens) {
     if (token < 0 || token >= engine_.config().vocab_size) {
       return make_error(ErrorCode::kInvalidArgument, "token id {} is outside the vocabulary of {}",
@@ -113,49 +141,120 @@ Status Forward::run_layer(Runner& runner) {
     const LayerSpec& spec = engine_.config().layers()[next_layer_];
     RETURN_IF_ERROR(run_one_layer(runner, spec, engine_.weights().layers[next_layer_]), "layer {}",
                     spec.index);
-    if (++next_layer_ == engine_.num_layers()) return finish(runner);
+    if (next_layer_ + 1 == engine_.num_layers()) return finish(runner);
+    move_on();
     return {};
   };
   Status status = run();
   if (!status.ok()) {
-    next_layer_ = std::min(next_layer_, engine_.num_layers() - 1);
-    (void)backend().finish();  // nothing may still write into pages that are given back
+    finish_backends();  // nothing may still write into pages that are given back
     release();
     logit_rows_.clear();
   }
   return status;
 }
 
+// To the next layer, and to the backend that runs it.
+void Forward::move_on() {
+  Backend& before = backend();
+  const Workspace& from = workspace();
+  ++next_layer_;
+  if (&backend() == &before) return;
+  const Workspace& to = workspace();
+  transfer(before, rows(from.h), backend(), rows(to.h));
+  transfer(before, rows(from.residual), backend(), rows(to.residual));
+  const LayerSpec& spec = engine_.config().layers()[next_layer_];
+  if (spec.attention == AttentionKind::kMlaSparse && spec.selection_from != spec.index) {
+    transfer(before, rows(from.selected), backend(), rows(to.selected));
+    transfer(before, rows(from.selected_counts), backend(), rows(to.selected_counts));
+  }
+}
+
+void Forward::finish_backends() {
+  for (Backend* backend : engine_.placement().backends()) (void)backend->finish();
+}
+
 Status Forward::run_one_layer(Runner& runner, const LayerSpec& spec, const LayerWeights& weights) {
+  RETURN_IF_ERROR(dense_part(runner, spec, weights));
+  if (spec.ffn == FfnKind::kMoe) {
+    RETURN_IF_ERROR(mixture_of_experts(runner, spec, weights));
+  } else if (!guesses_.empty()) {
+    guesses_ready_ = backend().record();
+    tell_guesses(runner);
+  }
+  return backend().status();
+}
+
+// Attention, and the dense feed-forward or the router.
+Status Forward::dense_part(Runner& runner, const LayerSpec& spec, const LayerWeights& weights) {
   Backend& backend = this->backend();
-  Workspace& w = *workspace_;
+  const Workspace& w = workspace();
   const float eps = engine_.config().rms_norm_eps;
   const TensorView h = rows(w.h), residual = rows(w.residual), normed = rows(w.normed);
+  const bool is_moe = spec.ffn == FfnKind::kMoe;
+  const std::span<const std::int32_t> forced = forced_experts(spec);
+  // The last dense layer looks ahead, too: from then on the drive has something to do.
+  const int next = next_layer_ + 1;
+  const bool looks_ahead = !is_moe && next < engine_.num_layers() &&
+                           engine_.config().layers()[next].ffn == FfnKind::kMoe;
+  const int num_ranked = looks_ahead ? num_ranked_wanted(runner) : 0;
+  const PartScope part = this->part(LayerPart::kDense, is_moe ? int{!forced.empty()} : num_ranked,
+                                    /*possible=*/!hooks_select(spec));
   backend.add_rms_norm(step_, h, residual, /*first=*/next_layer_ == 0, weights.input_norm.view(),
                        eps, normed);
   RETURN_IF_ERROR(attention(runner, spec, weights));
   backend.add_rms_norm(step_, h, residual, /*first=*/false, weights.post_attention_norm.view(), eps,
                        normed);
-  if (spec.ffn == FfnKind::kMoe) {
-    RETURN_IF_ERROR(mixture_of_experts(runner, spec, weights));
-  } else {
-    backend.gated_ffn(step_, *weights.gate, *weights.up, *weights.down, normed,
-                      rows(w.ffn_gate).col_slice(0, spec.ffn_width),
-                      rows(w.ffn_up).col_slice(0, spec.ffn_width), h);
-    // The last dense layer looks ahead, too: from then on the drive has something to do.
-    const int next = next_layer_ + 1;
-    if (next < engine_.num_layers() && engine_.config().layers()[next].ffn == FfnKind::kMoe) {
-      look_ahead(runner, rows(w.h), rows(w.shared_out));
-      tell_guesses(runner);
-    }
+  if (is_moe) {
+    route(spec, weights, forced);
+    return {};
   }
-  return backend.status();
+  backend.gated_ffn(step_, *weights.gate, *weights.up, *weights.down, normed,
+                    rows(w.ffn_gate).col_slice(0, spec.ffn_width),
+                    rows(w.ffn_up).col_slice(0, spec.ffn_width), h);
+  if (looks_ahead) look_ahead(num_ranked, rows(w.h), rows(w.shared_out));
+  return {};
+}
+
+// Experts that the hooks want in this layer, where operations may read them: what the layer before
+// wanted has been read.
+std::span<const std::int32_t> Forward::forced_experts(const LayerSpec& spec) {
+  if (hooks_ == nullptr || spec.ffn != FfnKind::kMoe) return {};
+  const std::span<const std::int32_t> forced = hooks_->forced_experts(spec.index);
+  if (forced.empty()) return {};
+  CHECK(forced.size() == static_cast<std::size_t>(step_.num_rows()) *
+                             static_cast<std::size_t>(spec.router.top_k),
+        "{} forced experts for {} rows", forced.size(), step_.num_rows());
+  auto* const held = host_->forced_experts.view().row<std::int32_t>(0);
+  std::copy(forced.begin(), forced.end(), held);
+  return {held, forced.size()};
+}
+
+// A part of the layer, if it is possible there; `variant` says what else its calls depend on.
+PartScope Forward::part(LayerPart which, int variant, bool possible) {
+  CHECK(variant >= 0 && variant <= kMaxRankedGuesses, "variant {} of a part", variant);
+  const int number =
+      (2 * next_layer_ + static_cast<int>(which)) * (kMaxRankedGuesses + 1) + variant;
+  return PartScope(has_parts_ && possible ? &backend() : nullptr, step_, number);
+}
+
+// Whether hooks force or see what the layer selects: then it waits on the way.
+bool Forward::hooks_select(const LayerSpec& spec) const {
+  if (hooks_ == nullptr || spec.attention != AttentionKind::kMlaSparse ||
+      spec.selection_from != spec.index) {
+    return false;
+  }
+  bool select = hooks_->wants_selection(spec.index);
+  for (int row = 0; row < step_.num_rows() && !select; ++row) {
+    select = !hooks_->forced_selection(spec.index, row).empty();
+  }
+  return select;
 }
 
 // Multi-head latent attention, spec 3.5: normed -> h.
 Status Forward::attention(Runner& runner, const LayerSpec& spec, const LayerWeights& weights) {
   Backend& backend = this->backend();
-  Workspace& w = *workspace_;
+  const Workspace& w = workspace();
   const AttentionDims dims = engine_.config().attention_dims();
   const float eps = engine_.config().rms_norm_eps;
   const TensorView normed = rows(w.normed), q_latent = rows(w.q_latent), q = rows(w.q),
@@ -195,7 +294,7 @@ Status Forward::select(Runner& runner, const LayerSpec& spec, const LayerWeights
     return {};
   }
   Backend& backend = this->backend();
-  Workspace& w = *workspace_;
+  const Workspace& w = workspace();
   const IndexerDims dims = *engine_.config().indexer_dims();
   const int rope_dim = engine_.config().attention_dims().rope_dim;
   const IndexerWeights& indexer = weights.indexer;
@@ -216,13 +315,13 @@ Status Forward::select(Runner& runner, const LayerSpec& spec, const LayerWeights
   backend.select(step_,
                  {dims, queries, head_weights, keys, {rows(w.selected), rows(w.selected_counts)}});
   selecting_layer_ = spec.index;
-  return hooks_ == nullptr ? Status() : apply_selection_hooks(runner, spec);
+  return hooks_select(spec) ? apply_selection_hooks(runner, spec) : Status();
 }
 
 Status Forward::apply_selection_hooks(Runner& runner, const LayerSpec& spec) {
   Backend& backend = this->backend();
-  Workspace& w = *workspace_;
-  auto* counts = static_cast<std::int32_t*>(w.host_counts.view().data);
+  const Workspace& w = workspace();
+  auto* counts = static_cast<std::int32_t*>(host_->selected_counts.view().data);
   const int top_k = engine_.config().indexer_dims()->top_k;
   for (int row = 0; row < step_.num_rows(); ++row) {
     const std::span<const std::int32_t> forced = hooks_->forced_selection(spec.index, row);
@@ -235,7 +334,7 @@ Status Forward::apply_selection_hooks(Runner& runner, const LayerSpec& spec) {
   if (!hooks_->wants_selection(spec.index)) return {};
   RETURN_IF_ERROR(runner.wait(backend, backend.record(),
                               cancel_));  // forced counts have been read: reuse their buffer
-  auto* positions = static_cast<std::int32_t*>(w.host_selected.view().data);
+  auto* positions = static_cast<std::int32_t*>(host_->selected.view().data);
   backend.copy_out(counts, rows(w.selected_counts));
   backend.copy_out(positions, rows(w.selected));
   RETURN_IF_ERROR(runner.wait(backend, backend.record(), cancel_));
@@ -245,9 +344,8 @@ Status Forward::apply_selection_hooks(Runner& runner, const LayerSpec& spec) {
 }
 
 Status Forward::finish(Runner& runner) {
-  next_layer_ = engine_.num_layers() - 1;  // the head stands on the last layer's device
   Backend& backend = this->backend();
-  Workspace& w = *workspace_;
+  const Workspace& w = workspace();
   backend.add_rms_norm(step_, rows(w.h), rows(w.residual), /*first=*/false,
                        engine_.weights().final_norm.view(), engine_.config().rms_norm_eps,
                        rows(w.normed));
@@ -257,7 +355,7 @@ Status Forward::finish(Runner& runner) {
     const TensorView logits = w.logits.view().row_slice(0, wanted);
     backend.gather_logit_rows(step_, rows(w.normed), hidden);
     backend.logits(step_, *engine_.weights().head, hidden, logits);
-    backend.copy_out(w.host_logits.view().data, logits);
+    backend.copy_out(host_->logits.view().data, logits);
   }
   RETURN_IF_ERROR(runner.wait(backend, backend.record(), cancel_));
   RETURN_IF_ERROR(backend.status());
@@ -279,13 +377,16 @@ int Forward::num_decode_rows() const {
 
 RowsView Forward::logits() const {
   CHECK(done(), "logits() of an unfinished pass");
-  return {workspace_->host_logits.view().row<const float>(0), static_cast<int>(logit_rows_.size()),
+  return {host_->logits.view().row<const float>(0), static_cast<int>(logit_rows_.size()),
           engine_.config().vocab_size};
 }
 
 TensorView Forward::hidden() const {
   CHECK(done(), "hidden() of an unfinished pass");
-  return rows(workspace_->normed);
+  const Placement& placement = engine_.placement();
+  return workspaces_[static_cast<std::size_t>(placement.dense_index(engine_.num_layers() - 1))]
+      ->normed.view()
+      .row_slice(0, step_.num_rows());
 }
 
 }  // namespace stoker

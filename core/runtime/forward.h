@@ -8,6 +8,7 @@
 #include "core/base/clock.h"
 #include "core/base/error.h"
 #include "core/runtime/engine.h"
+#include "core/runtime/expert_sites.h"
 #include "core/runtime/step.h"
 #include "core/runtime/workspace.h"
 
@@ -17,10 +18,13 @@ class Runner;
 
 class Forward {
  public:
+  // Bytes that create() allocates.
+  static WorkspaceBytes bytes_needed(const ModelConfig& config, DType activations,
+                                     WorkspaceLimits limits);
   // Made by the runner, which keeps and reuses passes with their workspaces: starting one allocates
   // nothing.
-  Forward(Runner& runner, std::unique_ptr<Workspace> workspace);
-  ~Forward() { release(); }
+  static Result<std::unique_ptr<Forward>> create(Runner& runner, WorkspaceLimits limits);
+  ~Forward();
   Forward(const Forward&) = delete;
   Forward& operator=(const Forward&) = delete;
 
@@ -42,46 +46,68 @@ class Forward {
   TensorView hidden() const;
   // Wanted rows, ascending; row i of logits() belongs to row logit_rows()[i] of the batch.
   std::span<const std::int32_t> logit_rows() const { return logit_rows_; }
-  int max_rows() const { return workspace_->limits.max_rows; }
+  int max_rows() const { return limits_.max_rows; }
   int num_rows() const { return step_.num_rows(); }
   int num_decode_rows() const;
   std::int64_t started_us() const { return started_us_; }  // by the runner's clock
 
  private:
   static constexpr int kFinished = -1;
+  // What a layer enqueues up to its router, or all of it without one; the shared expert with the
+  // look ahead.
+  enum class LayerPart : std::uint8_t { kDense, kShared };
 
+  Forward(Runner& runner, WorkspaceLimits limits);
   Status describe(const StepBatch& batch);
   Status reserve();
   Status run_one_layer(Runner& runner, const LayerSpec& spec, const LayerWeights& weights);
+  Status dense_part(Runner& runner, const LayerSpec& spec, const LayerWeights& weights);
+  PartScope part(LayerPart which, int variant, bool possible = true);
+  std::span<const std::int32_t> forced_experts(const LayerSpec& spec);
+  bool hooks_select(const LayerSpec& spec) const;
   Status attention(Runner& runner, const LayerSpec& spec, const LayerWeights& weights);
   Status select(Runner& runner, const LayerSpec& spec, const LayerWeights& weights);
   Status apply_selection_hooks(Runner& runner, const LayerSpec& spec);
   Status mixture_of_experts(Runner& runner, const LayerSpec& spec, const LayerWeights& weights);
-  Status route(Runner& runner, const LayerSpec& spec, const LayerWeights& weights);
-  void look_ahead(Runner& runner, const TensorView& added, const TensorView& state);
+  void route(const LayerSpec& spec, const LayerWeights& weights,
+             std::span<const std::int32_t> forced);
+  Status take_routes(Runner& runner, const LayerSpec& spec);
+  RouteMailbox mailbox(const LayerSpec& spec) const;
+  int num_ranked_wanted(Runner& runner) const;
+  void look_ahead(int num_ranked, const TensorView& added, const TensorView& state);
   void tell_guesses(Runner& runner);
   Status run_experts(Runner& runner, ExpertSet& set);
   Status finish(Runner& runner);
+  void move_on();
+  void finish_backends();
 
   // A workspace tensor cut to this step's rows.
   TensorView rows(const Tensor& tensor) const {
     return tensor.view().row_slice(0, step_.num_rows());
   }
-  Backend& backend() const;  // runs the dense part of the next layer
+  int layer() const { return next_layer_ == kFinished ? 0 : next_layer_; }
+  Backend& backend() const { return engine_.placement().dense(layer()); }  // of the next layer
+  Workspace& workspace() const {                                           // its activations
+    return *workspaces_[static_cast<std::size_t>(engine_.placement().dense_index(layer()))];
+  }
 
   const Engine& engine_;
   const Clock& clock_;
-  std::unique_ptr<Workspace> workspace_;
+  WorkspaceLimits limits_;
+  std::vector<std::unique_ptr<Workspace>> workspaces_;  // by backend; null: it runs no dense part
+  std::unique_ptr<HostWorkspace> host_;
+  std::unique_ptr<ExpertSites> sites_;
   std::int64_t started_us_ = 0;
   StepHooks* hooks_ = nullptr;
   StepView step_;
+  bool has_parts_ = false;
   std::vector<Segment> segments_;
   std::vector<RowRange> ranges_;
   std::vector<SequencePages> sequences_;
   std::vector<std::int32_t> positions_, logit_rows_;
   const CancelToken* cancel_ = nullptr;
   int next_layer_ = kFinished;
-  int selecting_layer_ = -1;        // whose selection the workspace holds
+  int selecting_layer_ = -1;        // whose selection the layer's workspace holds
   std::vector<LookAhead> guesses_;  // of the running layer, not yet told
   Event guesses_ready_;
   std::size_t num_reserved_ = 0;  // segments whose KV positions are held and not yet committed

@@ -7,66 +7,86 @@
 
 namespace stoker {
 
-// normed -> h.
+// normed -> h, after route().
 Status Forward::mixture_of_experts(Runner& runner, const LayerSpec& spec,
                                    const LayerWeights& weights) {
   Backend& backend = this->backend();
-  Workspace& w = *workspace_;
-  RETURN_IF_ERROR(route(runner, spec, weights));
+  const Workspace& w = workspace();
+  RETURN_IF_ERROR(take_routes(runner, spec));
   tell_guesses(runner);  // of the dense layer before, if they were not ready then
   // 1. What is missing is asked for before anything else is computed.
-  ASSIGN_OR_RETURN(const ExpertSetPtr set, runner.experts().demand(spec.index, w.plan.uses()));
+  ASSIGN_OR_RETURN(const ExpertSetPtr set, runner.experts().demand(spec.index, host_->plan.uses()));
   // 2. The shared expert, and with its output the look ahead, while the drive works.
   TensorView shared;
-  if (spec.shared_width != 0) {
-    shared = rows(w.shared_out);
-    backend.gated_ffn(step_, *weights.gate, *weights.up, *weights.down, rows(w.normed),
-                      rows(w.ffn_gate).col_slice(0, spec.shared_width),
-                      rows(w.ffn_up).col_slice(0, spec.shared_width), shared);
+  {
+    const int num_ranked = num_ranked_wanted(runner);
+    const PartScope part = this->part(LayerPart::kShared, num_ranked);
+    if (spec.shared_width != 0) {
+      shared = rows(w.shared_out);
+      backend.gated_ffn(step_, *weights.gate, *weights.up, *weights.down, rows(w.normed),
+                        rows(w.ffn_gate).col_slice(0, spec.shared_width),
+                        rows(w.ffn_up).col_slice(0, spec.shared_width), shared);
+    }
+    look_ahead(num_ranked, shared, rows(w.h));  // free until the experts are combined
   }
-  look_ahead(runner, shared, rows(w.h));  // free until the experts are combined
+  if (!guesses_.empty()) guesses_ready_ = backend.record();
   // 3. Experts in whatever order they come; their sum in ascending id.
   if (Status status = run_experts(runner, *set); !status.ok()) {
-    (void)backend.finish();  // nothing may still read what the set gives back
+    finish_backends();  // nothing may still read what the set gives back
     return status;
   }
-  backend.combine(step_, {w.expert_out.view().row_slice(0, w.plan.num_slots()), w.plan.slots(),
-                          w.plan.slot_weights(), shared, rows(w.h)});
+  const ExpertPlan& plan = host_->plan;
+  backend.combine(step_, {sites_->out(), plan.slots(), plan.slot_weights(), shared, rows(w.h)});
   return {};
 }
 
-Status Forward::route(Runner& runner, const LayerSpec& spec, const LayerWeights& weights) {
+RouteMailbox Forward::mailbox(const LayerSpec& spec) const {
+  const auto num_choices = static_cast<std::size_t>(step_.num_rows()) * spec.router.top_k;
+  return {{host_->route_experts.view().row<std::int32_t>(0), num_choices},
+          {host_->route_weights.view().row<float>(0), num_choices}};
+}
+
+// The router's choice, on its way to the mailbox.
+void Forward::route(const LayerSpec& spec, const LayerWeights& weights,
+                    std::span<const std::int32_t> forced) {
   Backend& backend = this->backend();
-  Workspace& w = *workspace_;
+  const Workspace& w = workspace();
   const TensorView logits = rows(w.router_logits).col_slice(0, spec.router.num_experts);
   backend.linear(step_, *weights.router, rows(w.normed), logits);
-  const auto num_choices = static_cast<std::size_t>(step_.num_rows()) * spec.router.top_k;
-  const RouteMailbox mailbox = {{w.route_experts.view().row<std::int32_t>(0), num_choices},
-                                {w.route_weights.view().row<float>(0), num_choices}};
-  RouteParams params{spec.router, logits, weights.router_bias.view(), {}, mailbox};
-  if (hooks_ != nullptr) params.forced = hooks_->forced_experts(spec.index);
-  backend.route(step_, params);
+  backend.route(step_, {spec.router, logits, weights.router_bias.view(), forced, mailbox(spec)});
+  sites_->begin(step_, engine_.placement().dense_index(next_layer_),
+                step_.num_rows() * spec.router.top_k);
+}
+
+// Waits for it.
+Status Forward::take_routes(Runner& runner, const LayerSpec& spec) {
+  Backend& backend = this->backend();
   RETURN_IF_ERROR(runner.wait(backend, backend.record(), cancel_));
+  const RouteMailbox mailbox = this->mailbox(spec);
   if (hooks_ != nullptr) {
     const std::span<const float> forced = hooks_->forced_weights(spec.index);
     std::copy(forced.begin(), forced.end(), mailbox.weights.begin());
     hooks_->on_routes(spec.index, mailbox);
   }
   runner.experts().note_choices(spec.index, step_.tokens, mailbox.experts);
-  w.plan.build(mailbox, ranges_, step_.num_rows());
+  host_->plan.build(mailbox, ranges_, step_.num_rows());
   return {};
+}
+
+// Experts per row that a look ahead ranks.
+int Forward::num_ranked_wanted(Runner& runner) const {
+  return std::max(runner.experts().num_ranked_guesses(), hooks_ ? hooks_->num_ranked_wanted() : 0);
 }
 
 // The routers of the next MoE layers on the current residual with `added` (the output of the shared
 // expert, or of the dense layer before the first MoE layer; empty: nothing), those layers'
-// attention left out: what tell_guesses() passes on once the mailbox is filled. `state` is scratch.
-void Forward::look_ahead(Runner& runner, const TensorView& added, const TensorView& state) {
+// attention left out: what tell_guesses() passes on once an event after this is done. `state` is
+// scratch.
+void Forward::look_ahead(int num_ranked, const TensorView& added, const TensorView& state) {
   guesses_.clear();
-  const int wanted =
-      std::max(runner.experts().num_ranked_guesses(), hooks_ ? hooks_->num_ranked_wanted() : 0);
-  if (wanted == 0) return;
+  if (num_ranked == 0) return;
   Backend& backend = this->backend();
-  Workspace& w = *workspace_;
+  const Workspace& w = workspace();
   const std::span<const LayerSpec> layers = engine_.config().layers();
   const float eps = engine_.config().rms_norm_eps;
   bool copied = false;
@@ -75,6 +95,7 @@ void Forward::look_ahead(Runner& runner, const TensorView& added, const TensorVi
     const LayerSpec& spec = layers[layer];
     if (spec.ffn != FfnKind::kMoe) continue;
     ++lead;
+    if (&engine_.placement().dense(layer) != &backend) break;  // its router lies elsewhere
     const LayerWeights& weights = engine_.weights().layers[layer];
     const TensorView normed = rows(w.look_ahead);
     if (!copied) backend.copy(state, rows(w.residual));
@@ -88,17 +109,16 @@ void Forward::look_ahead(Runner& runner, const TensorView& added, const TensorVi
     const TensorView logits = rows(w.router_logits).col_slice(0, spec.router.num_experts);
     backend.linear(step_, *weights.router, normed, logits);
     RouterSpec ranking = spec.router;
-    ranking.top_k =
-        std::min(wanted, spec.router.num_experts / spec.router.num_groups * spec.router.top_groups);
+    ranking.top_k = std::min(
+        num_ranked, spec.router.num_experts / spec.router.num_groups * spec.router.top_groups);
     const auto count = static_cast<std::size_t>(step_.num_rows()) * ranking.top_k;
     const std::int64_t first = (lead - 1) * std::int64_t{max_rows()};
-    const RouteMailbox mailbox = {{w.guessed_experts.view().row<std::int32_t>(first), count},
-                                  {w.guessed_weights.view().row<float>(first), count}};
+    const RouteMailbox mailbox = {{host_->guessed_experts.view().row<std::int32_t>(first), count},
+                                  {host_->guessed_weights.view().row<float>(first), count}};
     backend.route(step_, {ranking, logits, weights.router_bias.view(), {}, mailbox});
     guesses_.push_back({layers[next_layer_].index, spec.index, lead, step_.num_rows(),
                         ranking.top_k, mailbox.experts});
   }
-  guesses_ready_ = backend.record();
 }
 
 // Passes the guesses on, once the backend has written them.
@@ -117,30 +137,32 @@ void Forward::tell_guesses(Runner& runner) {
 
 Status Forward::run_experts(Runner& runner, ExpertSet& set) {
   Backend& backend = this->backend();
-  Workspace& w = *workspace_;
+  const std::span<const ExpertUse> uses = host_->plan.uses();
+  const auto everything_enqueued = [&] {
+    sites_->collect(uses);
+    return backend.record();
+  };
   while (!set.exhausted()) {
     tell_guesses(runner);
-    const std::size_t ready = set.take_ready(w.parts);
+    const std::size_t ready = set.take_ready(host_->parts);
     if (ready > 0) {
-      backend.experts(step_, {rows(w.normed),
-                              w.expert_hidden.view().row_slice(0, w.plan.num_slots()),
-                              w.expert_out.view().row_slice(0, w.plan.num_slots()),
-                              w.plan.uses(),
-                              {w.parts.data(), ready}});
+      sites_->run(step_, uses, {host_->parts.data(), ready}, host_->site_parts);
       continue;
     }
     RETURN_IF_ERROR(set.status());
     if (set.waits_for_slots()) {
-      RETURN_IF_ERROR(runner.wait(backend, backend.record(), cancel_));
+      RETURN_IF_ERROR(runner.wait(backend, everything_enqueued(), cancel_));
       set.retire_taken();
     } else {
-      (void)backend.done(backend.record());  // parts with guards pass them as they are computed
-      RETURN_IF_ERROR(backend.status());
+      sites_->poll();  // parts with guards pass them as they are computed
+      RETURN_IF_ERROR(sites_->status());
       RETURN_IF_ERROR(runner.idle(cancel_));
     }
   }
   // The leases end with the set: what was enqueued must have read the experts by then.
-  RETURN_IF_ERROR(runner.wait(backend, backend.record(), cancel_));
+  RETURN_IF_ERROR(runner.wait(backend, everything_enqueued(), cancel_));
+  RETURN_IF_ERROR(sites_->status());
+  if (sites_->host_us() > 0) runner.experts().note_host_time(sites_->host_us());
   tell_guesses(runner);
   return {};
 }

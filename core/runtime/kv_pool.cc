@@ -7,26 +7,35 @@ namespace {
 
 int pages_for(int positions) { return (positions + kPageTokens - 1) / kPageTokens; }
 
+Result<Tensor> allocate_rows(Backend& backend, const KvRow& row, std::int64_t num_rows) {
+  const KvMatrix matrix = kv_matrix(backend.kv_format(), row);
+  return backend.allocate(matrix.dtype, num_rows, matrix.cols);
+}
+
 }  // namespace
 
-Result<std::unique_ptr<KvPool>> KvPool::create(const ModelConfig& config, Backend& backend,
-                                               int num_pages) {
+Result<std::unique_ptr<KvPool>> KvPool::create(const ModelConfig& config,
+                                               const Placement& placement, int num_pages) {
   CHECK(num_pages > 0, "num_pages {}", num_pages);
-  auto pool = std::unique_ptr<KvPool>(new KvPool(backend, num_pages));
-  const AttentionDims attention = config.attention_dims();
+  auto pool = std::unique_ptr<KvPool>(new KvPool(placement, num_pages));
+  pool->state(KvStream::kLatent).row = latent_row(config.attention_dims());
+  if (const auto indexer = config.indexer_dims()) {
+    pool->state(KvStream::kIndex).row = index_key_row(*indexer);
+  }
   const std::int64_t rows = static_cast<std::int64_t>(num_pages) * kPageTokens;
+  int index = 0;
   for (const LayerSpec& spec : config.layers()) {
     if (spec.role != LayerRole::kMain) continue;
-    ASSIGN_OR_RETURN(
-        Tensor latents,
-        backend.allocate(backend.kv_dtype(), rows, attention.latent_dim + attention.rope_dim),
-        "reserving the KV cache");
+    Backend& backend = placement.dense(index++);
+    RETURN_IF_ERROR(config.check_kv_format(backend.kv_format()));
+    ASSIGN_OR_RETURN(Tensor latents,
+                     allocate_rows(backend, pool->state(KvStream::kLatent).row, rows),
+                     "reserving the KV cache");
     pool->state(KvStream::kLatent).layers.push_back(std::move(latents));
     pool->state(KvStream::kLatent).used = true;
     Tensor keys;
     if (spec.attention == AttentionKind::kMlaSparse) {
-      ASSIGN_OR_RETURN(keys,
-                       backend.allocate(backend.kv_dtype(), rows, config.indexer_dims()->head_dim),
+      ASSIGN_OR_RETURN(keys, allocate_rows(backend, pool->state(KvStream::kIndex).row, rows),
                        "reserving the indexer key cache");
       pool->state(KvStream::kIndex).used = true;
     }
@@ -63,11 +72,12 @@ void KvPool::drop(Stream& stream, std::int32_t page) {
 }
 
 void KvPool::copy_page(Stream& stream, std::int32_t dst, std::int32_t src) {
-  for (const Tensor& layer : stream.layers) {
-    if (layer.empty()) continue;
-    backend_.copy(
-        layer.view().row_slice(static_cast<std::int64_t>(dst) * kPageTokens, kPageTokens),
-        layer.view().row_slice(static_cast<std::int64_t>(src) * kPageTokens, kPageTokens));
+  const auto rows = [](const Tensor& layer, std::int32_t page) {
+    return layer.view().row_slice(static_cast<std::int64_t>(page) * kPageTokens, kPageTokens);
+  };
+  for (int index = 0; index < placement_.num_layers(); ++index) {
+    const Tensor& layer = stream.layers[static_cast<std::size_t>(index)];
+    if (!layer.empty()) placement_.dense(index).copy(rows(layer, dst), rows(layer, src));
   }
 }
 

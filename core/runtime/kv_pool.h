@@ -16,6 +16,7 @@
 #include "core/base/error.h"
 #include "core/interface/backend.h"
 #include "core/model/model_config.h"
+#include "core/runtime/placement.h"
 
 namespace stoker {
 
@@ -24,14 +25,17 @@ inline constexpr int kNumKvStreams = 2;
 
 class KvPool {
  public:
-  // Reserves `num_pages` pages per stream for every main layer, on the layer's dense backend.
-  static Result<std::unique_ptr<KvPool>> create(const ModelConfig& config, Backend& backend,
-                                                int num_pages);
+  // Reserves `num_pages` pages per stream for every main layer, on the layer's dense backend and in
+  // its kv_format(). Refused: a form that the model's rows do not fit.
+  static Result<std::unique_ptr<KvPool>> create(const ModelConfig& config,
+                                                const Placement& placement, int num_pages);
 
   int num_pages() const { return num_pages_; }
   int num_free(KvStream stream) const { return static_cast<int>(state(stream).free.size()); }
   // The cached rows of a layer. The index stream is empty for layers without an indexer.
-  KvLayer layer(KvStream stream, int layer) const { return {state(stream).layers[layer].view()}; }
+  KvLayer layer(KvStream stream, int layer) const {
+    return {state(stream).layers[layer].view(), state(stream).row};
+  }
   bool has_stream(KvStream stream) const { return state(stream).used; }
   std::int64_t bytes() const;
 
@@ -39,12 +43,14 @@ class KvPool {
   friend class KvSequence;
   struct Stream {
     bool used = false;
+    KvRow row;                              // what a cached row holds
     std::vector<Tensor> layers;             // one per main layer
     std::vector<std::int32_t> free;         // page ids, taken from the back
     std::vector<std::int32_t> num_holders;  // [num_pages]
   };
 
-  KvPool(Backend& backend, int num_pages) : backend_(backend), num_pages_(num_pages) {}
+  KvPool(const Placement& placement, int num_pages)
+      : placement_(placement), num_pages_(num_pages) {}
   Stream& state(KvStream stream) { return streams_[static_cast<int>(stream)]; }
   const Stream& state(KvStream stream) const { return streams_[static_cast<int>(stream)]; }
   std::int32_t take(Stream& stream);
@@ -52,7 +58,7 @@ class KvPool {
   // Enqueues the copy of one page in every layer.
   void copy_page(Stream& stream, std::int32_t dst, std::int32_t src);
 
-  Backend& backend_;
+  const Placement& placement_;
   int num_pages_;
   std::array<Stream, kNumKvStreams> streams_;
 };

@@ -8,9 +8,9 @@ namespace {
 // Reads, adopts and counts. One per load.
 class Loader {
  public:
-  Loader(const ModelConfig& config, const WeightSource& source, Backend& backend,
+  Loader(const ModelConfig& config, const WeightSource& source, const Placement& placement,
          const ProgressFn& progress)
-      : config_(config), source_(source), backend_(backend), progress_(progress) {}
+      : config_(config), source_(source), placement_(placement), progress_(progress) {}
 
   Result<ModelWeights> run();
 
@@ -20,10 +20,10 @@ class Loader {
   Result<WeightPtr> matrix(const std::string& name, std::int64_t rows, std::int64_t cols,
                            Form form = Form::kLinear) {
     ASSIGN_OR_RETURN(const HostWeight host, source_.read(name, rows, cols));
-    ASSIGN_OR_RETURN(
-        WeightPtr weight,
-        form == Form::kEmbedding ? backend_.adopt_embedding(host.view) : backend_.adopt(host.view),
-        "{}", name);
+    ASSIGN_OR_RETURN(WeightPtr weight,
+                     form == Form::kEmbedding ? backend_->adopt_embedding(host.view)
+                                              : backend_->adopt(host.view),
+                     "{}", name);
     count(host.view.stored_bytes());
     return weight;
   }
@@ -34,7 +34,7 @@ class Loader {
                         : host.view.spec.format == QuantFormat::kF16 ? DType::kF16
                                                                      : DType::kF32;
     const TensorView view = make_view(const_cast<std::byte*>(host.view.payload), dtype, 1, size);
-    ASSIGN_OR_RETURN(Tensor tensor, backend_.adopt_vector(view), "{}", name);
+    ASSIGN_OR_RETURN(Tensor tensor, backend_->adopt_vector(view), "{}", name);
     count(host.view.stored_bytes());
     return tensor;
   }
@@ -50,7 +50,8 @@ class Loader {
 
   const ModelConfig& config_;
   const WeightSource& source_;
-  Backend& backend_;
+  const Placement& placement_;
+  Backend* backend_ = nullptr;  // that what is read now goes to
   const ProgressFn& progress_;
   std::int64_t done_ = 0;
   std::int64_t total_ = 0;
@@ -71,7 +72,7 @@ Status Loader::attention(const std::string& prefix, const LayerSpec& spec, Layer
   const std::string kv_b = p + "kv_b_proj.weight";
   ASSIGN_OR_RETURN(const HostWeight host,
                    source_.read(kv_b, heads * (dims.nope_dim + dims.value_dim), dims.latent_dim));
-  ASSIGN_OR_RETURN(layer.kv_b, backend_.adopt_kv_b(host.view, dims), "{}", kv_b);
+  ASSIGN_OR_RETURN(layer.kv_b, backend_->adopt_kv_b(host.view, dims), "{}", kv_b);
   count(host.view.stored_bytes());
   ASSIGN_OR_RETURN(layer.o, matrix(p + "o_proj.weight", hidden, heads * dims.value_dim));
   if (spec.attention == AttentionKind::kMlaSparse)
@@ -115,13 +116,16 @@ Result<ModelWeights> Loader::run() {
   ModelWeights weights;
   const std::int64_t vocab = config_.vocab_size, hidden = config_.hidden_size;
   const std::string embedding = "model.embed_tokens.weight";
+  backend_ = &placement_.dense(0);
   ASSIGN_OR_RETURN(weights.embedding, matrix(embedding, vocab, hidden, Form::kEmbedding));
+  backend_ = &placement_.dense(placement_.num_layers() - 1);
   ASSIGN_OR_RETURN(weights.head, matrix(config_.tie_word_embeddings ? embedding : "lm_head.weight",
                                         vocab, hidden));
   ASSIGN_OR_RETURN(weights.final_norm, vector("model.norm.weight", hidden));
   for (const LayerSpec& spec : config_.layers()) {
     if (spec.role != LayerRole::kMain) continue;
     const std::string prefix = fmt::format("model.layers.{}.", spec.index);
+    backend_ = &placement_.dense(static_cast<int>(weights.layers.size()));
     LayerWeights layer;
     ASSIGN_OR_RETURN(layer.input_norm, vector(prefix + "input_layernorm.weight", hidden));
     ASSIGN_OR_RETURN(layer.post_attention_norm,
@@ -136,8 +140,8 @@ Result<ModelWeights> Loader::run() {
 }  // namespace
 
 Result<ModelWeights> load_weights(const ModelConfig& config, const WeightSource& source,
-                                  Backend& backend, const ProgressFn& progress) {
-  return Loader(config, source, backend, progress).run();
+                                  const Placement& placement, const ProgressFn& progress) {
+  return Loader(config, source, placement, progress).run();
 }
 
 }  // namespace stoker

@@ -8,6 +8,7 @@
 #include "core/interface/backend.h"
 #include "core/interface/weight_source.h"
 #include "core/model/model_config.h"
+#include "core/runtime/placement.h"
 
 namespace stoker {
 
@@ -37,9 +38,9 @@ struct ModelWeights {
   std::vector<LayerWeights> layers;  // main layers
 };
 
-// Reads every non-routed weight of the main layers and makes it resident on `backend`. `progress`
-// counts bytes.
+// Reads every non-routed weight of the main layers and makes it resident on the backend that runs
+// its layer: the embedding with the first, the head with the last. `progress` counts bytes.
 Result<ModelWeights> load_weights(const ModelConfig& config, const WeightSource& source,
-                                  Backend& backend, const ProgressFn& progress);
+                                  const Placement& placement, const ProgressFn& progress);
 
 }  // namespace stoker

@@ -1,6 +1,8 @@
-// Which backend runs the dense part of each layer, and which may run its experts.
+// Which backend runs the dense part of each layer, and which compute experts.
 #pragma once
 
+#include <algorithm>
+#include <span>
 #include <vector>
 
 #include "core/base/check.h"
@@ -8,38 +10,47 @@
 
 namespace stoker {
 
-class LayerPlacement {
- public:
-  LayerPlacement(Backend& dense, std::vector<Backend*> experts)
-      : dense_(&dense), experts_(std::move(experts)) {}
-
-  Backend& dense() const { return *dense_; }
-  // The backend that computes experts whose bytes lie on `device`.
-  Backend& experts_on(DeviceId device) const {
-    for (Backend* backend : experts_) {
-      if (backend->device() == device) return *backend;
-    }
-    CHECK(false, "no backend for device {}", device.index);
-  }
-
- private:
-  Backend* dense_;
-  std::vector<Backend*> experts_;
+// How many backends there are, and how many of them run a dense part.
+struct PlacementSize {
+  int num_backends = 1;
+  int num_dense = 1;
 };
 
-// One entry per main layer. On a machine without a GPU all of them name one object.
 class Placement {
  public:
-  static Placement on_one(Backend& backend, int num_layers) {
-    Placement placement;
-    for (int i = 0; i < num_layers; ++i)
-      placement.layers_.push_back(LayerPlacement(backend, {&backend}));
-    return placement;
+  // `backends` are of different devices, and any of them may compute experts; backends[dense[l]]
+  // runs the dense part of main layer l. All of them have the same types of activations and caches.
+  Placement(std::vector<Backend*> backends, std::vector<int> dense)
+      : backends_(std::move(backends)), dense_(std::move(dense)) {
+    for (const int index : dense_) {
+      CHECK(index >= 0 && index < static_cast<int>(backends_.size()), "backend {} of {}", index,
+            backends_.size());
+    }
   }
-  const LayerPlacement& layer(int index) const { return layers_[index]; }
+
+  static Placement on_one(Backend& backend, int num_layers) {
+    return Placement({&backend}, std::vector<int>(static_cast<std::size_t>(num_layers)));
+  }
+
+  int num_layers() const { return static_cast<int>(dense_.size()); }
+  std::span<Backend* const> backends() const { return backends_; }
+  // Index into backends() of the one that runs the dense part of `layer`.
+  int dense_index(int layer) const { return dense_[static_cast<std::size_t>(layer)]; }
+  Backend& dense(int layer) const {
+    return *backends_[static_cast<std::size_t>(dense_index(layer))];
+  }
+  bool is_dense(int index) const {
+    return std::find(dense_.begin(), dense_.end(), index) != dense_.end();
+  }
+  PlacementSize size() const {
+    PlacementSize size{static_cast<int>(backends_.size()), 0};
+    for (int i = 0; i < size.num_backends; ++i) size.num_dense += is_dense(i) ? 1 : 0;
+    return size;
+  }
 
  private:
-  std::vector<LayerPlacement> layers_;
+  std::vector<Backend*> backends_;
+  std::vector<int> dense_;
 };
 
 }  // namespace stoker

@@ -23,14 +23,19 @@ WorkspaceLimits limits_of(int num_rows, const RunnerOptions& options) {
 
 }  // namespace
 
-std::int64_t Runner::workspace_bytes_needed(const ModelConfig& config, DType activations,
-                                            RunnerOptions options) {
-  std::int64_t total = 0;
-  for (const int rows :
-       {std::min(options.decode_rows, options.prefill_rows), options.prefill_rows}) {
-    total += Workspace::bytes_needed(config, activations, limits_of(rows, options));
+WorkspaceBytes Runner::workspace_bytes_needed(const ModelConfig& config, DType activations,
+                                              RunnerOptions options) {
+  WorkspaceBytes total;
+  options.decode_rows = std::min(options.decode_rows, options.prefill_rows);
+  for (const int rows : {options.decode_rows, options.prefill_rows}) {
+    total += Forward::bytes_needed(config, activations, limits_of(rows, options));
   }
   return total;
+}
+
+WorkspaceLimits Runner::limits_needed(const RunnerOptions& options) {
+  return {options.prefill_rows, std::max(options.prefill_logit_rows,
+                                         std::min(options.decode_rows, options.prefill_rows))};
 }
 
 void ReturnForward::operator()(Forward* forward) const {
@@ -63,8 +68,9 @@ Result<std::unique_ptr<Runner>> Runner::create(std::shared_ptr<const Engine> eng
   options.decode_rows = std::min(options.decode_rows, options.prefill_rows);
   auto runner = std::unique_ptr<Runner>(new Runner(std::move(engine), std::move(experts), options));
   const int num_pages = (options.context_tokens + kPageTokens - 1) / kPageTokens;
-  Backend& backend = runner->engine_->placement().layer(0).dense();
-  ASSIGN_OR_RETURN(runner->kv_pool_, KvPool::create(runner->engine_->config(), backend, num_pages));
+  const Engine& loaded = *runner->engine_;
+  ASSIGN_OR_RETURN(runner->kv_pool_,
+                   KvPool::create(loaded.config(), loaded.placement(), num_pages));
   for (const int rows : {options.decode_rows, options.prefill_rows}) {
     RETURN_IF_ERROR(runner->add_pass(rows));
   }
@@ -82,14 +88,15 @@ std::int64_t Runner::workspace_bytes() const {
 
 Status Runner::add_pass(int num_rows) {
   const WorkspaceLimits limits = limits_of(num_rows, options_);
-  Backend& backend = engine_->placement().layer(0).dense();
-  ASSIGN_OR_RETURN(auto workspace, Workspace::create(engine_->config(), backend, limits));
-  const std::int64_t bytes = workspace->bytes;
+  ASSIGN_OR_RETURN(auto forward, Forward::create(*this, limits));
+  const Placement& placement = engine_->placement();
+  const std::int64_t bytes =
+      Forward::bytes_needed(engine_->config(), placement.dense(0).activation_dtype(), limits)
+          .total(placement.size());
   const auto at =
       std::upper_bound(passes_.begin(), passes_.end(), limits.max_rows,
                        [](int rows, const Pass& pass) { return rows < pass.limits.max_rows; });
-  passes_.insert(at,
-                 {std::make_unique<Forward>(*this, std::move(workspace)), limits, bytes, false});
+  passes_.insert(at, {std::move(forward), limits, bytes, false});
   return {};
 }
 

@@ -37,8 +37,10 @@ using ForwardPtr = std::unique_ptr<Forward, ReturnForward>;
 class Runner {
  public:
   // Bytes of the workspaces that create() makes.
-  static std::int64_t workspace_bytes_needed(const ModelConfig& config, DType activations,
-                                             RunnerOptions options);
+  static WorkspaceBytes workspace_bytes_needed(const ModelConfig& config, DType activations,
+                                               RunnerOptions options);
+  // The largest steps that it plans for.
+  static WorkspaceLimits limits_needed(const RunnerOptions& options);
   static Result<std::unique_ptr<Runner>> create(std::shared_ptr<const Engine> engine,
                                                 std::unique_ptr<ExpertProvider> experts,
                                                 RunnerOptions options);

@@ -7,6 +7,8 @@
 #include <cerrno>
 #include <cstdlib>
 
+#include "core/runtime/expert_costs.h"
+#include "core/runtime/scheduler.h"
 #include "core/runtime/session.h"
 #include "cpu/factory.h"
 #include "tests/support/published_configs.h"
@@ -56,11 +58,13 @@ int posix_memalign(void** out, size_t align, size_t size) {
 namespace stoker {
 namespace {
 
-// Type of activations; slots for routed experts, of 36; whether experts are fetched ahead.
+// Type of activations; slots for routed experts, of 36; whether experts are fetched ahead; the
+// cache.
 struct Case {
   const char* activations;
   int num_slots;
   bool prefetch;
+  KvFormat kv = KvFormat::kBf16;
 };
 class TokenPathTest : public testing::TestWithParam<Case> {};
 
@@ -70,6 +74,7 @@ TEST_P(TokenPathTest, AllocatesNothingAfterWarmUp) {
   CpuBackendOptions options;
   options.activations =
       std::string_view(GetParam().activations) == "f32" ? DType::kF32 : DType::kBf16;
+  options.kv_format = GetParam().kv;
   options.isa = best_isa();
   options.team = &team;
   test::TinyPaging paging;
@@ -94,6 +99,28 @@ TEST_P(TokenPathTest, AllocatesNothingAfterWarmUp) {
   EXPECT_EQ(decode_allocations(test::random_tokens(100, engine.config().vocab_size, 2)), 0);
 }
 
+TEST(SchedulerAllocations, AreNoneAfterConstruction) {
+  if (STOKER_COUNTS_ALLOCATIONS == 0) GTEST_SKIP() << "a sanitizer owns the allocator";
+  for (const int num_experts : {8, 128}) {
+    Scheduler scheduler(num_experts);
+    const DeviceCosts device_costs[2] = {{{30, 2}, 4e-5}, {{20, 1}, 5e-5}};
+    ExpertCosts costs({200, 20}, device_costs);
+    std::vector<ScheduledExpert> experts(num_experts);
+    for (int i = 0; i < num_experts; ++i) experts[i] = {1 + i % 5, i % 3 * 100.0, i % 7 == 0};
+    std::vector<ExpertSite> sites(num_experts);
+    const long before = num_allocations;
+    costs.observe_host(3, 3, 700);
+    costs.observe_device(0, 3, 3, 70);
+    costs.observe_upload(1, 20'000'000, 700);
+    ScheduledDevice devices[2];
+    for (int d = 0; d < 2; ++d) {
+      devices[d] = {0, 0, num_experts, costs.device(d), costs.upload_us(d, 10'000'000)};
+    }
+    EXPECT_GT(scheduler.assign(experts, {true, 0, costs.host()}, devices, sites), 0);
+    EXPECT_EQ(num_allocations, before);
+  }
+}
+
 TEST(AllocationCounter, SeesAllocations) {
   if (STOKER_COUNTS_ALLOCATIONS == 0) GTEST_SKIP() << "a sanitizer owns the allocator";
   const long before = num_allocations;
@@ -105,11 +132,13 @@ TEST(AllocationCounter, SeesAllocations) {
 INSTANTIATE_TEST_SUITE_P(Activations, TokenPathTest,
                          testing::Values(Case{"bf16", 36, false}, Case{"f32", 36, true},
                                          Case{"bf16", 13, false}, Case{"bf16", 13, true},
-                                         Case{"f32", 4, true}),
+                                         Case{"f32", 4, true},
+                                         Case{"bf16", 36, true, KvFormat::kFp8}),
                          [](const auto& info) {
                            return std::string(info.param.activations) + "_" +
                                   std::to_string(info.param.num_slots) +
-                                  (info.param.prefetch ? "_prefetch" : "");
+                                  (info.param.prefetch ? "_prefetch" : "") +
+                                  (info.param.kv == KvFormat::kFp8 ? "_fp8_cache" : "");
                          });
 
 }  // namespace

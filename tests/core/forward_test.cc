@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include "cpu/factory.h"
 #include "cpu/reference_backend.h"
 #include "tests/support/late_backend.h"
 #include "tests/support/published_configs.h"
@@ -18,8 +19,6 @@ using test::TinyEngine;
 using Rows = std::vector<std::vector<float>>;
 
 constexpr int kTokens = 40;  // more than index_topk: DSA selects
-
-std::unique_ptr<Backend> reference() { return std::make_unique<ReferenceBackend>(); }
 
 // Yields one part at a time, with polls that find nothing in between.
 class DrippingExperts final : public ExpertProvider {
@@ -62,15 +61,32 @@ Rows run_alone(TinyEngine& engine, std::span<const TokenId> tokens) {
   return engine.feed(kv, tokens, Purpose::kPrefill, Logits::kAll);
 }
 
-class ForwardTest : public testing::TestWithParam<const char*> {
+// A model type, and what it runs on: the reference, or the CPU backend with an FP8 cache.
+struct Case {
+  const char* model;
+  bool fp8_cache;
+};
+
+class ForwardTest : public testing::TestWithParam<Case> {
  protected:
-  std::string config() const { return test::tiny_config(GetParam()); }
+  std::string config() const { return test::tiny_config(GetParam().model); }
+  std::unique_ptr<Backend> backend() {
+    if (!GetParam().fp8_cache) return std::make_unique<ReferenceBackend>();
+    CpuBackendOptions options;
+    options.kv_format = KvFormat::kFp8;
+    options.isa = best_isa();
+    options.team = &team_;
+    return make_cpu_backend(options).value();
+  }
+
+ private:
+  Team team_{2};
 };
 
 TEST_P(ForwardTest, LateEventsChangeNothing) {
-  TinyEngine at_once(config(), reference());
+  TinyEngine at_once(config(), backend());
   const std::vector<TokenId> tokens = random_tokens(kTokens, at_once.config().vocab_size, 1);
-  auto late = std::make_unique<LateBackend>(reference(), 3);
+  auto late = std::make_unique<LateBackend>(backend(), 3);
   const LateBackend& backend = *late;
   TinyEngine engine(config(), std::move(late));
   EXPECT_EQ(run_alone(engine, tokens), run_alone(at_once, tokens));
@@ -78,8 +94,8 @@ TEST_P(ForwardTest, LateEventsChangeNothing) {
 }
 
 TEST_P(ForwardTest, PartsMayComeOneByOne) {
-  TinyEngine resident(config(), reference());
-  TinyEngine dripping(config(), reference(), test::kTinyRunner,
+  TinyEngine resident(config(), backend());
+  TinyEngine dripping(config(), backend(), test::kTinyRunner,
                       [](std::unique_ptr<ExpertProvider> inner) {
                         return std::make_unique<DrippingExperts>(std::move(inner));
                       });
@@ -88,7 +104,7 @@ TEST_P(ForwardTest, PartsMayComeOneByOne) {
 }
 
 TEST_P(ForwardTest, ARaggedBatchEqualsEachSessionAlone) {
-  TinyEngine engine(config(), reference());
+  TinyEngine engine(config(), backend());
   const std::vector<TokenId> a = random_tokens(kTokens, engine.config().vocab_size, 3);
   const std::vector<TokenId> b = random_tokens(23, engine.config().vocab_size, 4);
   KvSequence alone = engine.sequence();
@@ -114,7 +130,7 @@ TEST_P(ForwardTest, ARaggedBatchEqualsEachSessionAlone) {
 }
 
 TEST_P(ForwardTest, RewindAndReplayGiveTheSame) {
-  TinyEngine engine(config(), reference());
+  TinyEngine engine(config(), backend());
   const std::vector<TokenId> tokens = random_tokens(kTokens, engine.config().vocab_size, 5);
   const std::vector<TokenId> other = random_tokens(20, engine.config().vocab_size, 6);
   KvSequence kv = engine.sequence();
@@ -128,7 +144,7 @@ TEST_P(ForwardTest, RewindAndReplayGiveTheSame) {
 }
 
 TEST_P(ForwardTest, ForksShareThePastAndPartWays) {
-  TinyEngine engine(config(), reference());
+  TinyEngine engine(config(), backend());
   const int vocab = engine.config().vocab_size;
   std::vector<TokenId> past = random_tokens(70, vocab, 7);  // a full page and a part of one
   const std::vector<TokenId> a = random_tokens(10, vocab, 8), b = random_tokens(10, vocab, 9);
@@ -151,7 +167,7 @@ TEST_P(ForwardTest, ForksShareThePastAndPartWays) {
 }
 
 TEST_P(ForwardTest, DecodeOfOneSessionRunsBetweenTheLayersOfAnothersPrefill) {
-  TinyEngine engine(config(), std::make_unique<LateBackend>(reference(), 5));
+  TinyEngine engine(config(), std::make_unique<LateBackend>(backend(), 5));
   const int vocab = engine.config().vocab_size;
   const std::vector<TokenId> prompt = random_tokens(kTokens, vocab, 10),
                              other = random_tokens(12, vocab, 11);
@@ -183,7 +199,7 @@ TEST_P(ForwardTest, DecodeOfOneSessionRunsBetweenTheLayersOfAnothersPrefill) {
 }
 
 TEST_P(ForwardTest, ChunksDoNotChangeABit) {
-  TinyEngine engine(config(), reference());
+  TinyEngine engine(config(), backend());
   const std::vector<TokenId> tokens = random_tokens(kTokens, engine.config().vocab_size, 12);
   const Rows whole = run_alone(engine, tokens);
   for (const int chunk : {1, 7, 16}) {
@@ -199,7 +215,7 @@ TEST_P(ForwardTest, ChunksDoNotChangeABit) {
 }
 
 TEST_P(ForwardTest, AFailedStepLeavesItsSessionAsItWas) {
-  auto late = std::make_unique<LateBackend>(reference(), 5);
+  auto late = std::make_unique<LateBackend>(backend(), 5);
   LateBackend& backend = *late;
   TinyEngine engine(config(), std::move(late));
   const std::vector<TokenId> tokens = random_tokens(kTokens, engine.config().vocab_size, 13);
@@ -224,7 +240,7 @@ TEST_P(ForwardTest, AFailedStepLeavesItsSessionAsItWas) {
 
 TEST_P(ForwardTest, AnUnreadableExpertEndsTheStepOnly) {
   DrippingExperts* provider = nullptr;
-  TinyEngine engine(config(), reference(), test::kTinyRunner,
+  TinyEngine engine(config(), backend(), test::kTinyRunner,
                     [&](std::unique_ptr<ExpertProvider> inner) {
                       auto dripping = std::make_unique<DrippingExperts>(std::move(inner));
                       provider = dripping.get();
@@ -243,7 +259,7 @@ TEST_P(ForwardTest, AnUnreadableExpertEndsTheStepOnly) {
 }
 
 TEST_P(ForwardTest, CancellingStopsAStep) {
-  TinyEngine engine(config(), std::make_unique<LateBackend>(reference(), 5));
+  TinyEngine engine(config(), std::make_unique<LateBackend>(backend(), 5));
   const std::vector<TokenId> tokens = random_tokens(8, engine.config().vocab_size, 15);
   KvSequence kv = engine.sequence();
   const Segment segment{&kv, 0, 8, Purpose::kPrefill, Logits::kLast};
@@ -258,7 +274,7 @@ TEST_P(ForwardTest, CancellingStopsAStep) {
 TEST_P(ForwardTest, BadTokensAndFullContextsAreRefused) {
   RunnerOptions options = test::kTinyRunner;
   options.context_tokens = 64;
-  TinyEngine engine(config(), reference(), options);
+  TinyEngine engine(config(), backend(), options);
   KvSequence kv = engine.sequence();
   const std::vector<TokenId> bad = {1, engine.config().vocab_size};
   Segment segment{&kv, 0, 2, Purpose::kPrefill, Logits::kLast};
@@ -273,8 +289,13 @@ TEST_P(ForwardTest, BadTokensAndFullContextsAreRefused) {
   EXPECT_EQ(kv.length(), 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, ForwardTest, testing::Values("deepseek_v32", "deepseek_v3"),
-                         [](const auto& info) { return std::string(info.param); });
+INSTANTIATE_TEST_SUITE_P(Models, ForwardTest,
+                         testing::Values(Case{"deepseek_v32", false}, Case{"deepseek_v3", false},
+                                         Case{"deepseek_v32", true}, Case{"deepseek_v3", true}),
+                         [](const auto& info) {
+                           const Case& c = info.param;
+                           return std::string(c.model) + (c.fp8_cache ? "_fp8_cache" : "");
+                         });
 
 }  // namespace
 }  // namespace stoker

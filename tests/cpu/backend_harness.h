@@ -12,6 +12,7 @@
 #include "core/interface/backend.h"
 #include "cpu/factory.h"
 #include "quant/expert_block.h"
+#include "quant/kv_rows.h"
 #include "tests/cpu/random_matrix.h"
 
 namespace stoker {
@@ -124,10 +125,32 @@ class TestExperts {
   std::vector<std::vector<std::byte>> bytes_;
 };
 
-inline std::unique_ptr<Backend> cpu_backend(Team& team, Isa isa, DType activations) {
-  return make_cpu_backend(
-             {.activations = activations, .kv_dtype = activations, .isa = isa, .team = &team})
+inline KvFormat kv_format_like(DType activations) {
+  return activations == DType::kF32 ? KvFormat::kF32 : KvFormat::kBf16;
+}
+
+inline std::unique_ptr<Backend> cpu_backend(Team& team, Isa isa, DType activations, KvFormat kv) {
+  return make_cpu_backend({.activations = activations, .kv_format = kv, .isa = isa, .team = &team})
       .value();
+}
+inline std::unique_ptr<Backend> cpu_backend(Team& team, Isa isa, DType activations) {
+  return cpu_backend(team, isa, activations, kv_format_like(activations));
+}
+
+// A cache in the backend's form, empty or with `values` [num_rows, row.num_values()] kept in it.
+inline Tensor make_cache(Backend& backend, std::int64_t num_rows, const KvRow& row,
+                         const std::vector<float>& values = {}) {
+  const KvMatrix matrix = kv_matrix(backend.kv_format(), row);
+  if (matrix.dtype != DType::kU8) {
+    return make_tensor(backend, matrix.dtype, num_rows, matrix.cols, values);
+  }
+  Tensor cache = backend.allocate(matrix.dtype, num_rows, matrix.cols).value();
+  const auto num_values = static_cast<std::size_t>(row.num_values());
+  for (std::size_t i = 0; i < values.size() / num_values; ++i) {
+    quant::encode_kv_row(row, &values[i * num_values],
+                         cache.view().row<std::byte>(static_cast<std::int64_t>(i)));
+  }
+  return cache;
 }
 
 }  // namespace stoker

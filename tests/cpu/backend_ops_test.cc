@@ -1,4 +1,5 @@
 // One text for every operation of a host backend, against the reference backend.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -6,6 +7,7 @@
 
 #include "cpu/reference_backend.h"
 #include "tests/cpu/backend_harness.h"
+#include "tests/support/fp8_reference.h"
 
 namespace stoker {
 namespace {
@@ -13,16 +15,33 @@ namespace {
 struct Case {
   Isa isa;
   DType dtype;
+  KvFormat kv;
   float tolerance;  // relative to the largest value
 };
 
 std::vector<Case> cases() {
   std::vector<Case> all;
   for (const Isa isa : available_isas()) {
-    all.push_back({isa, DType::kF32, 2e-5f});
-    all.push_back({isa, DType::kBf16, 2e-2f});
+    all.push_back({isa, DType::kF32, KvFormat::kF32, 2e-5f});
+    all.push_back({isa, DType::kBf16, KvFormat::kBf16, 2e-2f});
   }
   return all;
+}
+// For operations on caches. What an FP8 row stands for is exact in BF16, so that the tolerances
+// stay.
+std::vector<Case> cached_cases() {
+  std::vector<Case> all = cases();
+  for (const Case& c : cases()) all.push_back({c.isa, c.dtype, KvFormat::kFp8, c.tolerance});
+  return all;
+}
+std::string case_name(const ::testing::TestParamInfo<Case>& info) {
+  const Case& c = info.param;
+  return fmt::format("{}_{}_{}", isa_name(c.isa), dtype_name(c.dtype), kv_format_name(c.kv));
+}
+
+std::unique_ptr<Backend> reference_for(KvFormat kv) {
+  if (kv == KvFormat::kFp8) return std::make_unique<test::Fp8Reference>();
+  return std::make_unique<ReferenceBackend>();
 }
 
 class BackendOpsTest : public ::testing::TestWithParam<Case> {
@@ -34,19 +53,21 @@ class BackendOpsTest : public ::testing::TestWithParam<Case> {
   // Runs `operation` on both backends and compares what it returns.
   template <typename F>
   void compare(const std::string& what, F operation) {
-    const std::vector<float> expected = operation(static_cast<Backend&>(reference));
+    const std::vector<float> expected = operation(*reference);
     expect_near(operation(*backend), expected, GetParam().tolerance, what);
     EXPECT_TRUE(backend->finish().ok());
   }
 
   std::mt19937 random{17};
   Team team{2};
-  ReferenceBackend reference;
-  std::unique_ptr<Backend> backend = cpu_backend(team, GetParam().isa, GetParam().dtype);
+  std::unique_ptr<Backend> reference = reference_for(GetParam().kv);
+  std::unique_ptr<Backend> backend =
+      cpu_backend(team, GetParam().isa, GetParam().dtype, GetParam().kv);
 };
-INSTANTIATE_TEST_SUITE_P(Cpu, BackendOpsTest, ::testing::ValuesIn(cases()), [](const auto& info) {
-  return std::string(isa_name(info.param.isa)) + "_" + std::string(dtype_name(info.param.dtype));
-});
+INSTANTIATE_TEST_SUITE_P(Cpu, BackendOpsTest, ::testing::ValuesIn(cases()), case_name);
+
+class CachedOpsTest : public BackendOpsTest {};
+INSTANTIATE_TEST_SUITE_P(Cpu, CachedOpsTest, ::testing::ValuesIn(cached_cases()), case_name);
 
 constexpr Purpose kPurposes[] = {Purpose::kDecode, Purpose::kPrefill};
 constexpr QuantFormat kFormats[] = {QuantFormat::kF32, QuantFormat::kF16, QuantFormat::kBf16,
@@ -204,7 +225,7 @@ std::vector<AttentionShape> attention_shapes() {
           {blocks, QuantFormat::kF32}};
 }
 
-TEST_P(BackendOpsTest, AttendDenseAndSelected) {
+TEST_P(CachedOpsTest, AttendDenseAndSelected) {
   for (const AttentionShape& shape : attention_shapes()) {
     const AttentionDims& dims = shape.dims;
     const int length = 150, num_rows = 3;
@@ -220,9 +241,10 @@ TEST_P(BackendOpsTest, AttendDenseAndSelected) {
         // All but the last rows are cached by a step of their own.
         const TestStep fill(length, length, Purpose::kPrefill);
         const TestStep step(num_rows, length, 1, Purpose::kPrefill);
-        const Tensor latents = make_tensor(b, b.kv_dtype(), step.cache_rows(), key_dim);
+        const Tensor cache = make_cache(b, step.cache_rows(), latent_row(dims));
+        const KvLayer latents = {cache.view(), latent_row(dims)};
         const Tensor keys = tensor(b, length, key_dim, cached);
-        b.append_latent(fill.view(), keys.view(), {latents.view()});
+        b.append_latent(fill.view(), keys.view(), latents);
         const WeightPtr weight = b.adopt_kv_b(kv_b.row_major(), dims).value();
         const Tensor queries = tensor(b, num_rows, q.size() / num_rows, q);
         const Tensor out = tensor(b, num_rows, dims.num_heads * dims.value_dim);
@@ -233,51 +255,81 @@ TEST_P(BackendOpsTest, AttendDenseAndSelected) {
           counts.view().row<std::int32_t>(t)[0] = t == 1 ? -1 : 7;
         }
         const Selection selection{positions.view(), counts.view()};
-        b.attend(step.view(), {dims,
-                               queries.view(),
-                               weight.get(),
-                               {latents.view()},
-                               sparse ? &selection : nullptr,
-                               out.view()});
+        b.attend(step.view(), {dims, queries.view(), weight.get(), latents,
+                               sparse ? &selection : nullptr, out.view()});
         return floats_of(out.view());
       });
     }
   }
 }
 
-TEST_P(BackendOpsTest, SelectTakesTheBestScores) {
-  const IndexerDims dims{.num_heads = 5, .head_dim = 24, .top_k = 40};
+TEST_P(CachedOpsTest, SelectTakesTheBestScores) {
+  const int head_dim = GetParam().kv == KvFormat::kFp8 ? 32 : 24;  // 32: can be rotated
+  const IndexerDims dims{.num_heads = 5, .head_dim = head_dim, .top_k = 40};
   const int length = 150, num_rows = 4;
   const std::vector<float> cached = bf16_floats(length * dims.head_dim, random);
   const std::vector<float> q = bf16_floats(num_rows * dims.num_heads * dims.head_dim, random);
   const std::vector<float> w = bf16_floats(num_rows * dims.num_heads, random);
   for (const int last : {150, 41}) {  // 41: rows below and at top_k visible positions, and above
     std::vector<std::vector<std::int32_t>> found;
-    for (Backend* b : {static_cast<Backend*>(&reference), backend.get()}) {
-      const TestStep fill(length, length, Purpose::kPrefill);
+    for (Backend* b : {reference.get(), backend.get()}) {
+      const TestStep fill(last, last, Purpose::kPrefill);
       const TestStep step(num_rows, last, Purpose::kDecode);
-      const Tensor cache = make_tensor(*b, b->kv_dtype(), fill.cache_rows(), dims.head_dim);
+      const Tensor cache = make_cache(*b, fill.cache_rows(), index_key_row(dims));
+      const KvLayer layer = {cache.view(), index_key_row(dims)};
       const Tensor keys = tensor(*b, length, dims.head_dim, cached);
-      // The short context uses the pages of its own table.
-      const TestStep& owner = last == length ? fill : step;
-      for (int p = 0; p < last; ++p) {
-        b->copy(cache.view().row_slice(owner.cache_row(p), 1), keys.view().row_slice(p, 1));
-      }
+      b->append_index_key(fill.view(), keys.view().row_slice(0, last), layer);
       const Tensor queries = tensor(*b, num_rows, dims.num_heads * dims.head_dim, q);
       const Tensor weights = make_tensor(*b, DType::kF32, num_rows, dims.num_heads, w);
       const Tensor positions = b->allocate(DType::kI32, num_rows, dims.top_k).value();
       const Tensor counts = b->allocate(DType::kI32, num_rows, 1).value();
-      b->select(step.view(), {dims,
-                              queries.view(),
-                              weights.view(),
-                              {cache.view()},
-                              {positions.view(), counts.view()}});
+      b->select(step.view(),
+                {dims, queries.view(), weights.view(), layer, {positions.view(), counts.view()}});
       const auto* data = positions.view().row<std::int32_t>(0);
       const auto* count = counts.view().row<std::int32_t>(0);
       found.emplace_back(data, data + num_rows * dims.top_k);
       found.back().insert(found.back().end(), count, count + num_rows);
     }
     EXPECT_EQ(found[0], found[1]);
+  }
+}
+
+// Decoding is exact: attention over FP8 rows gives the bits of attention over their values in BF16.
+TEST(Fp8Cache, IsABf16CacheOfItsValues) {
+  std::mt19937 random(31);
+  Team team(2);
+  const AttentionDims dims{.num_heads = 5,
+                           .nope_dim = 24,
+                           .rope_dim = 9,
+                           .value_dim = 20,
+                           .latent_dim = 301,
+                           .softmax_scale = 0.2f};
+  const KvRow row = latent_row(dims);
+  const int length = 150, num_values = row.num_values();
+  const RandomMatrix kv_b(dims.num_heads * (dims.nope_dim + dims.value_dim), dims.latent_dim,
+                          QuantFormat::kBf16, random);
+  const std::vector<float> q = bf16_floats(2 * dims.num_heads * 33, random, 0.1f);
+  const std::vector<float> values = bf16_floats(192 * num_values, random, 0.5f);
+  std::vector<float> kept(values.size());
+  std::vector<std::byte> bytes(quant::kv_row_layout(row).bytes);
+  for (int i = 0; i < 192; ++i) {
+    quant::encode_kv_row(row, &values[i * num_values], bytes.data());
+    quant::decode_kv_row(row, bytes.data(), &kept[i * num_values]);
+  }
+  for (const Isa isa : available_isas()) {
+    std::vector<std::vector<float>> results;
+    for (const KvFormat kv : {KvFormat::kFp8, KvFormat::kBf16}) {
+      const auto b = cpu_backend(team, isa, DType::kBf16, kv);
+      const TestStep step(2, length, Purpose::kDecode);
+      const Tensor cache = make_cache(*b, 192, row, kv == KvFormat::kFp8 ? values : kept);
+      const WeightPtr weight = b->adopt_kv_b(kv_b.row_major(), dims).value();
+      const Tensor queries = make_tensor(*b, DType::kBf16, 2, q.size() / 2, q);
+      const Tensor out = make_tensor(*b, DType::kBf16, 2, dims.num_heads * dims.value_dim);
+      b->attend(step.view(),
+                {dims, queries.view(), weight.get(), {cache.view(), row}, nullptr, out.view()});
+      results.push_back(floats_of(out.view()));
+    }
+    EXPECT_EQ(results[0], results[1]) << isa_name(isa);
   }
 }
 
@@ -331,7 +383,7 @@ TEST_P(BackendOpsTest, ExpertsOfMixedPurposes) {
     };
     compare("experts", run);
     if (GetParam().dtype == DType::kF32) {  // decode slots 0, 1, 3, 4: the defined arithmetic
-      const std::vector<float> expected = run(reference), got = run(*backend);
+      const std::vector<float> expected = run(*reference), got = run(*backend);
       for (const int slot : {0, 1, 3, 4}) {
         for (std::int64_t i = slot * hidden; i < (slot + 1) * hidden; ++i) {
           ASSERT_EQ(f32_to_bits(got[i]), f32_to_bits(expected[i])) << "slot " << slot;

@@ -1,4 +1,5 @@
 // What a row's bits must not depend on: other rows, its place among them, and the thread count.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -11,6 +12,7 @@ namespace {
 struct Case {
   Isa isa;
   DType dtype;
+  KvFormat kv;
 };
 
 class InvarianceTest : public ::testing::TestWithParam<Case> {
@@ -20,12 +22,17 @@ class InvarianceTest : public ::testing::TestWithParam<Case> {
 std::vector<Case> cases() {
   std::vector<Case> all;
   for (const Isa isa : available_isas()) {
-    for (const DType dtype : {DType::kF32, DType::kBf16}) all.push_back({isa, dtype});
+    for (const DType dtype : {DType::kF32, DType::kBf16}) {
+      for (const KvFormat kv : {kv_format_like(dtype), KvFormat::kFp8}) {
+        all.push_back({isa, dtype, kv});
+      }
+    }
   }
   return all;
 }
 INSTANTIATE_TEST_SUITE_P(Cpu, InvarianceTest, ::testing::ValuesIn(cases()), [](const auto& info) {
-  return std::string(isa_name(info.param.isa)) + "_" + std::string(dtype_name(info.param.dtype));
+  const Case& c = info.param;
+  return fmt::format("{}_{}_{}", isa_name(c.isa), dtype_name(c.dtype), kv_format_name(c.kv));
 });
 
 // A sparse-attention MoE layer's worth of operations over num_rows rows at the end of a context.
@@ -79,8 +86,9 @@ std::vector<float> Layer::run(Backend& b, const std::vector<int>& rows, int num_
   const Tensor gate_out = make_tensor(b, dtype, num_rows, 90),
                up_out = make_tensor(b, dtype, num_rows, 90);
   const Tensor ffn = make_tensor(b, dtype, num_rows, kHidden);
-  const Tensor latents = make_tensor(b, b.kv_dtype(), 256, 48, cached);
-  const Tensor keys = make_tensor(b, b.kv_dtype(), 256, 32, index_keys);
+  const KvRow latent = latent_row(dims), key = index_key_row(indexer);
+  const Tensor latents = make_cache(b, 256, latent, cached);
+  const Tensor keys = make_cache(b, 256, key, index_keys);
   const Tensor weights = make_tensor(b, DType::kF32, num_rows, 5, weight_values);
   const Tensor positions = b.allocate(DType::kI32, num_rows, indexer.top_k).value();
   const Tensor counts = b.allocate(DType::kI32, num_rows, 1).value();
@@ -94,8 +102,9 @@ std::vector<float> Layer::run(Backend& b, const std::vector<int>& rows, int num_
   b.linear(view, *wq, in.view(), queries.view());
   b.linear(view, *wq, in.view(), wide.view());
   const Selection selection{positions.view(), counts.view()};
-  b.select(view, {indexer, queries.view(), weights.view(), {keys.view()}, selection});
-  b.attend(view, {dims, queries.view(), wkv.get(), {latents.view()}, &selection, mixed.view()});
+  b.select(view, {indexer, queries.view(), weights.view(), {keys.view(), key}, selection});
+  b.attend(view,
+           {dims, queries.view(), wkv.get(), {latents.view(), latent}, &selection, mixed.view()});
   b.gated_ffn(view, *wg, *wu, *wd, in.view(), gate_out.view(), up_out.view(), ffn.view());
   // Every row uses both experts.
   std::vector<std::int32_t> all(num_rows);
@@ -130,7 +139,7 @@ std::vector<float> Layer::run(Backend& b, const std::vector<int>& rows, int num_
 TEST_P(InvarianceTest, ARowIsTheSameAloneAndAmongOthers) {
   const Layer layer(random);
   Team team(2);
-  const auto backend = cpu_backend(team, GetParam().isa, GetParam().dtype);
+  const auto backend = cpu_backend(team, GetParam().isa, GetParam().dtype, GetParam().kv);
   const bool scalar = GetParam().isa == Isa::kScalar;  // slow: fewer rows
   std::vector<int> order(Layer::kMostRows);
   for (int i = 0; i < Layer::kMostRows; ++i) order[i] = i;
@@ -168,7 +177,7 @@ TEST_P(InvarianceTest, ThreadCountDoesNotMatter) {
   std::vector<float> expected;
   for (const int num_threads : {1, 2, 3}) {
     Team team(num_threads);
-    const auto backend = cpu_backend(team, GetParam().isa, GetParam().dtype);
+    const auto backend = cpu_backend(team, GetParam().isa, GetParam().dtype, GetParam().kv);
     const std::vector<float> bits = layer.run(*backend, rows, 2);
     if (expected.empty()) expected = bits;
     ASSERT_TRUE(std::equal(bits.begin(), bits.end(), expected.begin(), expected.end(),

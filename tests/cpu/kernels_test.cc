@@ -48,6 +48,34 @@ std::vector<float> prepared(const Kernels& kernels, const std::vector<float>& x,
   return out;
 }
 
+TEST_P(KernelsTest, DecodeKvRowIsTheLayouts) {
+  std::mt19937 random(41);
+  for (const KvRow row : {KvRow{512, 64}, {128, 0}, {32, 0}, {37, 5}, {301, 9}, {1, 1}}) {
+    const quant::KvRowLayout layout = quant::kv_row_layout(row);
+    std::vector<std::byte> bytes(layout.bytes);
+    for (std::byte& byte : bytes) {
+      const auto code = static_cast<std::uint8_t>(random());
+      byte = std::byte{(code & 0x7f) == 0x7f ? std::uint8_t{1} : code};  // no NaN
+    }
+    for (int i = 0; i < row.quantised; i += kKvGroup) {
+      quant::set_kv_scale(layout, bytes.data(), i, std::ldexp(1.0f, -22 + i / 3));
+    }
+    for (int i = row.quantised; i < row.num_values(); ++i) {
+      quant::set_kv_kept(layout, bytes.data(), i, static_cast<float>(i) * 0.37f);
+    }
+    std::vector<float> expected(row.num_values()), got(row.num_values() + 1, -1.0f);
+    quant::decode_kv_row(row, bytes.data(), expected.data());
+    kernels.decode_kv_row(layout, bytes.data(), got.data());
+    for (int i = 0; i < row.num_values(); ++i) {
+      ASSERT_EQ(f32_to_bits(got[i]), f32_to_bits(expected[i])) << row.quantised << " at " << i;
+    }
+    EXPECT_EQ(got.back(), -1.0f);
+    quant::set_kv_scale(layout, bytes.data(), 0, NAN);
+    kernels.decode_kv_row(layout, bytes.data(), got.data());
+    EXPECT_TRUE(std::isnan(got[0]));
+  }
+}
+
 TEST_P(KernelsTest, TileProductIsTheDefinedDot) {
   std::mt19937 random(1);
   for (const QuantSpec& spec : kSpecs) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <thread>
 
 namespace stoker::test {
 
@@ -30,6 +31,13 @@ Status LateBackend::begin_step(const StepView& step) {
   const StepView* at = &step;
   enqueue([this, at] { failed_ = inner_->begin_step(*at); });
   return {};
+}
+
+void LateBackend::wait_for(Backend& other, Event event) {
+  if (&other == this) return;
+  enqueue([&other, event] {
+    while (!other.done(event)) std::this_thread::yield();
+  });
 }
 
 Status LateBackend::status() { return failed_; }

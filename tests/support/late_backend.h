@@ -25,10 +25,13 @@ class LateBackend final : public Backend {
   std::string_view name() const override { return "late"; }
   DeviceId device() const override { return inner_->device(); }
   DType activation_dtype() const override { return inner_->activation_dtype(); }
-  DType kv_dtype() const override { return inner_->kv_dtype(); }
+  KvFormat kv_format() const override { return inner_->kv_format(); }
 
   Result<Tensor> allocate(DType dtype, std::int64_t rows, std::int64_t cols) override {
     return inner_->allocate(dtype, rows, cols);
+  }
+  Result<Tensor> allocate_host(DType dtype, std::int64_t rows, std::int64_t cols) override {
+    return inner_->allocate_host(dtype, rows, cols);
   }
   Result<WeightPtr> adopt(const QuantView& host) override { return inner_->adopt(host); }
   Result<WeightPtr> adopt_embedding(const QuantView& host) override {
@@ -45,7 +48,7 @@ class LateBackend final : public Backend {
   Status begin_step(const StepView& step) override;
   Event record() override { return {next_ticket_}; }
   bool done(Event event) override;
-  void wait_for(Backend& /*other*/, Event /*event*/) override {}
+  void wait_for(Backend& other, Event event) override;
   Status status() override;
   Status finish() override;
 

@@ -28,7 +28,7 @@ class MemoryWeights final : public WeightSource {
   const ModelConfig& config_;
 };
 
-class MemoryExperts final : public ExpertSource {
+class MemoryExperts : public ExpertSource {
  public:
   explicit MemoryExperts(const ModelConfig& config);
   int num_blocks(int /*layer*/) const override { return blocks_.num_blocks(); }

@@ -65,6 +65,23 @@ std::string tiny_config(std::string_view type, std::string_view dtype) {
   return config.dump(1);
 }
 
+std::string tiny_config_for_tensor_cores() {
+  std::string config = tiny_config();
+  for (const auto& [field, value] : {std::pair("num_attention_heads", "16"),
+                                     {"num_key_value_heads", "16"},
+                                     {"kv_lora_rank", "512"},
+                                     {"qk_rope_head_dim", "64"},
+                                     {"qk_nope_head_dim", "32"},
+                                     {"v_head_dim", "32"},
+                                     {"index_n_heads", "16"},
+                                     {"index_head_dim", "128"},
+                                     {"hidden_size", "2048"},
+                                     {"q_lora_rank", "256"}}) {
+    config = with_field(config, field, value);
+  }
+  return config;
+}
+
 std::string with_field(const std::string& config, std::string_view field, std::string_view value) {
   nlohmann::json document = nlohmann::json::parse(config);
   nlohmann::json* object = &document;

@@ -14,6 +14,8 @@ std::string deepseek_v3_config();
 // DSA from the 9th token on, partial FP8 blocks. `type` is a model_type; `dtype` fp8, bf16, f16 or
 // f32.
 std::string tiny_config(std::string_view type = "deepseek_v32", std::string_view dtype = "fp8");
+// The first of them with the dimensions that the tensor cores of GPUs take.
+std::string tiny_config_for_tensor_cores();
 // `config` with `field` (a dotted path) set to the JSON text `value`, or removed if that is empty.
 std::string with_field(const std::string& config, std::string_view field, std::string_view value);
 

@@ -2,8 +2,8 @@
 
 namespace stoker::test {
 
-TinyEngine::TinyEngine(const std::string& config, std::unique_ptr<Backend> backend,
-                       RunnerOptions options, const WrapProvider& wrap, const TinyPaging& paging)
+TinyEngine::TinyEngine(const std::string& config, EngineBackends backends, RunnerOptions options,
+                       const WrapProvider& wrap, const TinyPaging& paging)
     : config_(ModelConfig::parse(config).value()) {
   const MemoryWeights weights(config_);
   const std::vector<ExpertLayer> layers = expert_layers(config_);
@@ -22,10 +22,46 @@ TinyEngine::TinyEngine(const std::string& config, std::unique_ptr<Backend> backe
   auto manager =
       ExpertManager::create(layers, *source_, *reader_, *arena_, clock_, paging.manager).value();
   manager_ = manager.get();
-  std::unique_ptr<ExpertProvider> experts = std::move(manager);
+  std::unique_ptr<ExpertProvider> experts;
+  if (paging.tiers) {
+    experts = in_tiers(std::move(manager), backends, *paging.tiers);
+  } else {
+    experts = std::move(manager);
+  }
   if (wrap) experts = wrap(std::move(experts));
-  std::shared_ptr<const Engine> engine = Engine::load(config_, weights, std::move(backend)).value();
+  std::shared_ptr<const Engine> engine =
+      Engine::load(config_, weights, std::move(backends)).value();
   runner_ = Runner::create(std::move(engine), std::move(experts), options).value();
+}
+
+std::unique_ptr<ExpertProvider> TinyEngine::in_tiers(std::unique_ptr<ExpertManager> manager,
+                                                     const EngineBackends& backends,
+                                                     const TinyTiers& wanted) {
+  const std::vector<ExpertLayer> layers = expert_layers(config_);
+  TierOptions options = wanted.options;
+  options.host_computes = false;
+  std::vector<std::unique_ptr<DeviceSlots>> slots;
+  for (const std::unique_ptr<Backend>& backend : backends.backends) {
+    if (backend->device() == kHost) {
+      options.host_computes = true;
+    } else if (wanted.num_slots > 0) {
+      auto device = std::make_unique<MemoryDeviceSlots>(backend->device(), wanted.num_slots,
+                                                        source_->expert_bytes(layers.front().layer),
+                                                        wanted.polls_per_copy);
+      device_slots_.push_back(device.get());
+      slots.push_back(std::move(device));
+    }
+  }
+  for (int layer = 0; layer < config_.num_hidden_layers; ++layer) {
+    const int index = backends.dense.empty() ? 0 : backends.dense[layer];
+    options.dense_device.push_back(backends.backends[index]->device());
+  }
+  auto tiers = TieredExperts::create(std::move(manager), layers, *source_, std::move(slots),
+                                     some_costs(static_cast<int>(backends.backends.size())),
+                                     std::move(options))
+                   .value();
+  tiers_ = tiers.get();
+  return tiers;
 }
 
 std::vector<std::vector<float>> TinyEngine::rows_of(const Forward& forward) {
