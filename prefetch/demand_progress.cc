@@ -25,6 +25,14 @@ void DemandProgress::open(int num_uses, const ExpertShapes::Layer& shape) {
   num_undone_ = num_uses;
 }
 
+void DemandProgress::skip(int use) {
+  CHECK(uses_[use].num_unpassed == shape_->num_blocks(), "use {} is skipped half way", use);
+  for (int block = 0; block < shape_->num_blocks(); ++block) state(use, block) = State::kPassed;
+  uses_[use].num_unpassed = uses_[use].num_gate_up_unpassed = 0;
+  num_untaken_ -= shape_->num_blocks();
+  --num_undone_;
+}
+
 void DemandProgress::make_ready(int use, int block) {
   state(use, block) = State::kReady;
   const std::size_t lane = uses_[use].urgent ? 0 : 2;

@@ -27,6 +27,9 @@ class DemandProgress {
   // Somebody waits for the slot that `use` will leave. Before any of its blocks has landed.
   void set_urgent(int use) { uses_[use].urgent = true; }
 
+  // Nothing of `use` is given out here: it is done. Before any of its blocks has landed.
+  void skip(int use);
+
   // The block may be read.
   void landed(int use, int block);
   // The next block to give out, if one is ready. It counts as taken.

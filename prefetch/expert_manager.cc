@@ -52,6 +52,7 @@ ExpertManager::ExpertManager(ExpertShapes shapes, const ExpertSource& source, Ex
                              const ExpertManagerOptions& options,
                              std::unique_ptr<EvictionPolicy> policy)
     : shapes_(std::move(shapes)),
+      site_(options.site),
       reader_(reader),
       arena_(arena),
       clock_(clock),
@@ -162,6 +163,13 @@ void ExpertManager::settle(SlotIdx slot) {
 }
 
 // ---- What others ask.
+
+std::optional<BorrowedExpert> ExpertManager::borrow(ExpertId id) {
+  const std::optional<SlotIdx> slot = cache_.slot_of(id);
+  if (!slot || !cache_.resident(id) || !loader_.all_checked(*slot)) return std::nullopt;
+  const auto bytes = static_cast<std::size_t>(shapes_.layer(id.layer).expert_bytes);
+  return BorrowedExpert{std::move(cache_.lease(id).value()), {arena_.slot(*slot), bytes}};
+}
 
 void ExpertManager::wait(std::chrono::microseconds timeout) { reader_.wait(timeout); }
 

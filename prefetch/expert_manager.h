@@ -32,6 +32,7 @@
 #include "prefetch/expert_shapes.h"
 #include "prefetch/prefetcher.h"
 #include "prefetch/slot_loader.h"
+#include "prefetch/upper_tier.h"
 #include "prefetch/usage_history.h"
 
 namespace stoker {
@@ -43,6 +44,13 @@ struct ExpertManagerOptions {
   std::string_view policy = "turns";  // eviction_policy_names()
   PrefetchOptions prefetch{};
   DeviceId device = kHost;  // where the arena's memory is
+  DeviceId site = kHost;    // whose backend computes what lies there
+};
+
+// An expert that stays where it is while this lives: all its bytes, in block form and checked.
+struct BorrowedExpert {
+  ExpertLease lease;
+  std::span<const std::byte> bytes;
 };
 
 class ExpertManager final : public ExpertProvider {
@@ -79,12 +87,23 @@ class ExpertManager final : public ExpertProvider {
   // Whether warm-up has more to read and the room for it, or is reading.
   bool warming_up() const;
 
+  // Experts that `upper` holds count as hits and give no parts here; null: nobody does. It outlives
+  // the manager.
+  void set_upper_tier(const UpperTier* upper) { upper_ = upper; }
+  // For a copy to a tier above. Empty unless all of `id` is here and has been checked. Borrowed
+  // slots are not evicted: borrow few.
+  std::optional<BorrowedExpert> borrow(ExpertId id);
+
   // Turns fetching ahead on or off while running; what is under way goes on.
   void set_prefetch(bool enabled) { prefetcher_.set_enabled(enabled); }
 
   // Sentences for the log that came up since the last call: too few slots for a token's cycle, a
   // block repaired from another copy.
   std::vector<std::string> take_notices();
+
+  // What the drives give together: what the reader promises, else what they gave so far; 0:
+  // unknown.
+  double drive_bytes_per_second() const;
 
   const ExpertCache& cache() const { return cache_; }
   const Prefetcher& prefetcher() const { return prefetcher_; }
@@ -121,7 +140,7 @@ class ExpertManager final : public ExpertProvider {
 
   // A use of the open set.
   struct Use {
-    enum class Phase : std::uint8_t { kWaiting, kReading, kLeased, kRetired };
+    enum class Phase : std::uint8_t { kWaiting, kReading, kLeased, kRetired, kAbove };
     Phase phase = Phase::kWaiting;
     SlotIdx slot = 0;
     ExpertLease lease;
@@ -177,10 +196,12 @@ class ExpertManager final : public ExpertProvider {
   void drain(SlotIdx slot);
   void settle(SlotIdx slot);
 
+  bool held_above(ExpertId id) const { return upper_ != nullptr && upper_->holds(id); }
+
   // Reads on speculation.
   bool would_miss(ExpertId id) const;
   void fetch_ahead();
-  void fetch_wishes(const ReaderLoad& load, std::int64_t now_us);
+  void fetch_wishes(std::int64_t now_us);
   std::optional<SlotIdx> room_for(const Wish& wish);
   void fetch_warm();
   void expire_guesses(int layer);
@@ -196,12 +217,14 @@ class ExpertManager final : public ExpertProvider {
   LayerCounters& count(int layer) { return counters_[layer]; }
 
   ExpertShapes shapes_;
+  DeviceId site_;
   ExpertReader& reader_;
   const SlotArena& arena_;
   const Clock& clock_;
   ExpertGrid grid_;
   ExpertCache cache_;
   SlotLoader loader_;
+  const UpperTier* upper_ = nullptr;
   int num_experts_ = 0;  // of all layers
   std::vector<SlotState> slots_;
   std::vector<LayerCounters> counters_;  // by layer; retries are the loader's

@@ -42,6 +42,7 @@ void ExpertManager::hint(const LookAhead& guesses) {
 
 // Whether a demand for `id` would be a miss but for guesses.
 bool ExpertManager::would_miss(ExpertId id) const {
+  if (held_above(id)) return false;
   const std::optional<SlotIdx> slot = cache_.slot_of(id);
   return !slot || (!state(*slot).demanded && !state(*slot).warm);
 }
@@ -53,9 +54,8 @@ void ExpertManager::fetch_ahead() {
   prefetcher_.drive_is_idle(now_us);
   const bool may_warm = next_warm_ < warm_.size() && cache_.num_free() > 0;
   if (!prefetcher_.fetching() && !may_warm) return;
-  const ReaderLoad load = reader_.load();
-  if (load.queued_demand_bytes > 0) return;
-  fetch_wishes(load, now_us);
+  if (reader_.load().queued_demand_bytes > 0) return;
+  fetch_wishes(now_us);
   if (may_warm) fetch_warm();
 }
 
@@ -71,16 +71,19 @@ bool ExpertManager::demand_is_landing() const {
   return false;
 }
 
-void ExpertManager::fetch_wishes(const ReaderLoad& load, std::int64_t now_us) {
-  double bytes_per_second = load.bytes_per_second;
-  if (bytes_per_second == 0.0 && load.busy_us > 0) {
-    bytes_per_second = static_cast<double>(load.bytes_read) * 1e6 * load.num_drives /
-                       static_cast<double>(load.busy_us);
-  }
+double ExpertManager::drive_bytes_per_second() const {
+  const ReaderLoad load = reader_.load();
+  if (load.bytes_per_second != 0.0 || load.busy_us == 0) return load.bytes_per_second;
+  return static_cast<double>(load.bytes_read) * 1e6 * load.num_drives /
+         static_cast<double>(load.busy_us);
+}
+
+void ExpertManager::fetch_wishes(std::int64_t now_us) {
+  const double bytes_per_second = drive_bytes_per_second();
   while (static_cast<int>(ahead_.size()) < max_ahead()) {
-    const std::optional<Wish> wish =
-        prefetcher_.next_wish(now_us, bytes_per_second, bytes_ahead(),
-                              [this](ExpertId id) { return !cache_.slot_of(id).has_value(); });
+    const std::optional<Wish> wish = prefetcher_.next_wish(
+        now_us, bytes_per_second, bytes_ahead(),
+        [this](ExpertId id) { return !cache_.slot_of(id).has_value() && !held_above(id); });
     if (!wish) return;
     const std::optional<SlotIdx> slot = room_for(*wish);
     if (!slot) return;
@@ -153,7 +156,7 @@ void ExpertManager::fetch_warm() {
   }
   for (int room = kMaxWarming - num_warming(); room > 0 && next_warm_ < warm_.size();) {
     const ExpertId id = warm_[next_warm_];
-    if (!cache_.slot_of(id)) {
+    if (!cache_.slot_of(id) && !held_above(id)) {
       const std::optional<SlotIdx> slot = cache_.reserve_free(id);
       if (!slot) return;
       // In the order of the list, which is without end as far as a float can tell.

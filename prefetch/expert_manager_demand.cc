@@ -39,6 +39,12 @@ Result<ExpertSetPtr> ExpertManager::demand(int layer, std::span<const ExpertUse>
     Use& u = use_states_[use];
     u.phase = Use::Phase::kWaiting;
     u.brought = false;
+    if (held_above(id_of(use))) {
+      u.phase = Use::Phase::kAbove;
+      progress_.skip(use);
+      ++count(layer).hit;
+      continue;
+    }
     const std::optional<SlotIdx> slot = cache_.slot_of(id_of(use));
     if (!slot) continue;
     ++(loader_.all_landed(*slot) ? count(layer).hit : count(layer).late);
@@ -182,6 +188,7 @@ std::size_t ExpertManager::take_ready(std::span<ExpertPart> out) {
     ExpertPart& part = out[taken++];
     part = loader_.lend(use_states_[place->use].slot, place->block);
     part.use = place->use;
+    part.site = site_;
     if (part.guard == nullptr) pass(place->use, place->block);
   }
   felt_wait(taken == 0 && !out.empty() && !error_ && !exhausted() && !waits_for_slots() &&

@@ -206,11 +206,11 @@ void SlotLoader::lose(SlotIdx slot, int b) {
 }
 
 // The next rung of the ladder.
-void SlotLoader::fail(SlotIdx slot, int b, Error error, EventSink sink) {
+void SlotLoader::fail(SlotIdx slot, int b, const Error& error, EventSink sink) {
   const Slot& s = slots_[at(slot)];
   Block& state = block(slot, b);
   if (state.num_failures++ == 0) state.first_replica = state.replica;
-  story_.try_emplace(tag(slot, b), std::move(error));
+  story_.try_emplace(tag(slot, b), error);
   if (state.num_failures > source_.num_replicas(s.id)) {
     state.state.store(State::kUnreadable, std::memory_order_relaxed);
     sink({BlockEvent::Kind::kUnreadable, slot, b});
@@ -240,6 +240,7 @@ void SlotLoader::note_repair(SlotIdx slot, int b) {
 ExpertPart SlotLoader::lend(SlotIdx slot, int b) {
   Block& state = block(slot, b);
   ExpertPart part = source_.part(slots_[at(slot)].id.layer, b, address(slot, b), device_);
+  part.block = b;
   const State now = state.state.load(std::memory_order_relaxed);
   CHECK(now == State::kLanded || now == State::kChecked, "block {} of slot {} has not landed", b,
         slot);
@@ -312,6 +313,13 @@ bool SlotLoader::all_checks_good() const {
 bool SlotLoader::usable(SlotIdx slot, int b) const {
   const State state = block(slot, b).state.load(std::memory_order_relaxed);
   return state == State::kLanded || state == State::kChecked;
+}
+
+bool SlotLoader::all_checked(SlotIdx slot) const {
+  for (int b = 0; b < shape(slot).num_blocks(); ++b) {
+    if (block(slot, b).state.load(std::memory_order_relaxed) != State::kChecked) return false;
+  }
+  return true;
 }
 
 bool SlotLoader::all_landed(SlotIdx slot) const {

@@ -84,6 +84,7 @@ class SlotLoader final : public BlockGuard {
   // Landed and not found bad.
   bool usable(SlotIdx slot, int block) const;
   bool all_landed(SlotIdx slot) const;
+  bool all_checked(SlotIdx slot) const;  // and found good
   std::int64_t landed_bytes(SlotIdx slot) const { return slots_[at(slot)].landed_bytes; }
   // As of the last poll(), lent blocks that nobody had checked: somebody is computing.
   bool awaits_checks() const { return !lent_.empty(); }
@@ -144,7 +145,7 @@ class SlotLoader final : public BlockGuard {
   void queue_read(SlotIdx slot, int block);
   void take_in(BlockDone& done, EventSink sink);
   void collect_checks(EventSink sink);
-  void fail(SlotIdx slot, int block, Error error, EventSink sink);
+  void fail(SlotIdx slot, int block, const Error& error, EventSink sink);
   void lose(SlotIdx slot, int block);
   Error fault_of(std::uint32_t ticket);
   void note_repair(SlotIdx slot, int block);

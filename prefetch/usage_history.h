@@ -22,6 +22,9 @@ class UsageHistory {
   // A layer's turn. A step begins when the layer number falls.
   void observe(int layer, std::span<const ExpertUse> uses);
 
+  // How often `id` was used, recent uses counting more; to be compared with that of others.
+  double heat(ExpertId id) const { return counts_[static_cast<std::size_t>(grid_.index(id))]; }
+
   bool empty() const { return num_observed_ == 0; }
   // Experts that were used, the most used first.
   std::vector<ExpertId> most_used() const;

@@ -1,5 +1,6 @@
-// An ExpertManager over patterns of bytes in memory, and a caller that computes late, checks what
-// it reads, and keeps the books that the manager's counters must equal.
+// An ExpertManager over patterns of bytes in memory, below a device's slots if wanted, and a caller
+// that computes late, checks what it reads, and keeps the books that the manager's counters must
+// equal.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -11,7 +12,9 @@
 #include <vector>
 
 #include "prefetch/expert_manager.h"
+#include "prefetch/tiered_experts.h"
 #include "tests/support/block_source.h"
+#include "tests/support/device_backend.h"
 #include "tests/support/memory_reader.h"
 
 namespace stoker::test {
@@ -26,6 +29,11 @@ struct RigOptions {
   int num_replicas = 1;
   MemoryReaderOptions reader;
   ExpertManagerOptions manager;
+  // A device that runs the dense part of every layer, beside the host.
+  bool tiers = false;
+  int device_slots = 8;
+  int polls_per_copy = 2;
+  TierOptions tier_options;
 };
 
 class ManagerRig {
@@ -35,9 +43,16 @@ class ManagerRig {
         random_(options.seed),
         source_(options.num_gate_up, options.num_down, options.num_replicas),
         arena_(options.num_slots, source_.expert_bytes(0)),
-        reader_(source_, options.reader),
-        manager_(ExpertManager::create(layers(), source_, reader_, arena_, clock_, options.manager)
-                     .value()) {}
+        reader_(source_, options.reader) {
+    auto manager =
+        ExpertManager::create(layers(), source_, reader_, arena_, clock_, options.manager).value();
+    manager_ = manager.get();
+    if (options.tiers) {
+      put_below_a_device(std::move(manager));
+    } else {
+      provider_ = std::move(manager);
+    }
+  }
 
   std::vector<ExpertLayer> layers() const {
     std::vector<ExpertLayer> layers;
@@ -47,6 +62,9 @@ class ManagerRig {
   }
 
   ExpertManager& manager() { return *manager_; }
+  ExpertProvider& provider() { return *provider_; }
+  TieredExperts& tiers() { return *tiers_; }
+  MemoryDeviceSlots& device_slots() { return *device_slots_; }
   MemoryReader& reader() { return reader_; }
   MemoryArena& arena() { return arena_; }
   ManualClock& clock() { return clock_; }
@@ -63,6 +81,7 @@ class ManagerRig {
       ExpertUse use;
       use.expert = expert;
       use.rows = {rows_.data(), static_cast<std::size_t>(num_rows)};
+      use.num_decode_rows = num_rows;
       use.slot_begin = slot;
       use.draft = draft;
       slot += num_rows;
@@ -84,12 +103,12 @@ class ManagerRig {
   // Runs a demand to its end as a forward pass does, with parts computed at random times. Gives up
   // after `give_up_after` parts.
   Status run(int layer, const std::vector<ExpertUse>& uses, int give_up_after = INT_MAX) {
-    ExpertSetPtr set = manager_->demand(layer, uses).value();
+    ExpertSetPtr set = provider_->demand(layer, uses).value();
     num_demanded_ += static_cast<std::int64_t>(uses.size());
     begin(layer, uses);
     for (const Hint& hint : hints_) {
       const int num_ranked = static_cast<int>(hint.experts.size()) / hint.num_rows;
-      manager_->hint({layer, hint.layer, hint.lead, hint.num_rows, num_ranked, hint.experts});
+      provider_->hint({layer, hint.layer, hint.lead, hint.num_rows, num_ranked, hint.experts});
     }
     hints_.clear();
     int idle_rounds = 0, num_taken = 0;
@@ -114,7 +133,7 @@ class ManagerRig {
         set->retire_taken();
       } else {
         compute(1);
-        manager_->wait(std::chrono::microseconds(100));
+        provider_->wait(std::chrono::microseconds(100));
       }
       if (++idle_rounds > 10000) {
         ADD_FAILURE() << "hangs in layer " << layer << ": " << reader_.num_unfinished()
@@ -133,13 +152,16 @@ class ManagerRig {
     return {};
   }
 
+  // Where each use of the last demand was computed.
+  const std::map<int, DeviceId>& sites() const { return site_of_; }
+
   // A test demanded behind run()'s back.
   void note_demanded(std::int64_t num_experts) { num_demanded_ += num_experts; }
 
   // demanded = hit + late + miss, and every byte that was read is accounted for.
   void expect_consistent_counters() {
     LayerCounters total;
-    for (const ExpertLayer& layer : layers()) total += manager_->counters(layer.layer);
+    for (const ExpertLayer& layer : layers()) total += provider_->counters(layer.layer);
     EXPECT_EQ(total.hit + total.late + total.miss, num_demanded_);
     const std::int64_t read = reader_.load().bytes_read;
     EXPECT_EQ(manager_->bytes_read(), read);
@@ -149,7 +171,7 @@ class ManagerRig {
   }
   LayerCounters total() const {
     LayerCounters total;
-    for (const ExpertLayer& layer : layers()) total += manager_->counters(layer.layer);
+    for (const ExpertLayer& layer : layers()) total += provider_->counters(layer.layer);
     return total;
   }
 
@@ -168,10 +190,27 @@ class ManagerRig {
 
   int num_blocks() const { return options_.num_gate_up + options_.num_down; }
 
+  void put_below_a_device(std::unique_ptr<ExpertManager> manager) {
+    auto slots = std::make_unique<MemoryDeviceSlots>(
+        DeviceId{1}, options_.device_slots, source_.expert_bytes(0), options_.polls_per_copy);
+    device_slots_ = slots.get();
+    std::vector<std::unique_ptr<DeviceSlots>> devices;
+    devices.push_back(std::move(slots));
+    TierOptions tier_options = options_.tier_options;
+    tier_options.dense_device.assign(static_cast<std::size_t>(options_.num_layers) + 1,
+                                     DeviceId{1});
+    auto tiers = TieredExperts::create(std::move(manager), layers(), source_, std::move(devices),
+                                       some_costs(1), tier_options)
+                     .value();
+    tiers_ = tiers.get();
+    provider_ = std::move(tiers);
+  }
+
   void begin(int layer, const std::vector<ExpertUse>& uses) {
     layer_ = layer;
     current_ = uses;
     passed_.clear();
+    site_of_.clear();
     EXPECT_TRUE(pending_.empty());
   }
 
@@ -206,6 +245,8 @@ class ManagerRig {
           BlockSource::holds(id, part.row_begin, static_cast<const std::byte*>(view.payload)))
           << "wrong bytes in block " << part.row_begin << " of expert " << id.expert;
       EXPECT_TRUE(passed_.insert({part.use, part.row_begin}).second);
+      const auto [site, first] = site_of_.insert({part.use, part.site});
+      EXPECT_EQ(site->second, part.site) << "an expert in two places";
     }
   }
   void compute_all() { compute(INT_MAX); }
@@ -216,13 +257,17 @@ class ManagerRig {
   ManualClock clock_;
   MemoryArena arena_;
   MemoryReader reader_;
-  std::unique_ptr<ExpertManager> manager_;
+  std::unique_ptr<ExpertProvider> provider_;
+  ExpertManager* manager_ = nullptr;
+  TieredExperts* tiers_ = nullptr;
+  MemoryDeviceSlots* device_slots_ = nullptr;
   std::vector<Hint> hints_;
   std::vector<ExpertUse> uses_, current_;
   std::vector<std::int32_t> rows_;
   int layer_ = 0;
   std::deque<ExpertPart> pending_;  // taken, not computed yet
   std::set<Place> passed_;
+  std::map<int, DeviceId> site_of_;  // by use
   std::int64_t num_demanded_ = 0;
 };
 

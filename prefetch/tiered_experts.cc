@@ -1,0 +1,325 @@
+#include "prefetch/tiered_experts.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+namespace stoker {
+namespace {
+
+// For arrivals while the drive has not been measured.
+constexpr double kAssumedBytesPerUs = 2000.0;
+
+bool has_prefill_rows(const ExpertUse& use) {
+  return static_cast<int>(use.rows.size()) > use.num_decode_rows;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<TieredExperts>> TieredExperts::create(
+    std::unique_ptr<ExpertManager> ram, std::span<const ExpertLayer> layers,
+    const ExpertSource& source, std::vector<std::unique_ptr<DeviceSlots>> devices,
+    const ExpertCosts& costs, TierOptions options) {
+  auto tiers = std::unique_ptr<TieredExperts>(
+      new TieredExperts(std::move(ram), layers, source, costs, std::move(options)));
+  const ExpertShapes& shapes = tiers->shapes_;
+  CHECK(static_cast<int>(tiers->options_.dense_device.size()) >= shapes.num_layers(),
+        "devices of {} layers, experts in {}", tiers->options_.dense_device.size(),
+        shapes.num_layers());
+  const ExpertGrid grid{shapes.num_layers(), shapes.max_experts()};
+  for (std::unique_ptr<DeviceSlots>& slots : devices) {
+    CHECK(slots->slot_bytes() >= shapes.max_expert_bytes(), "slots of {} bytes for experts of {}",
+          slots->slot_bytes(), shapes.max_expert_bytes());
+    const int num_slots = slots->num_slots();
+    ASSIGN_OR_RETURN(auto policy, make_eviction_policy(tiers->options_.policy, grid, num_slots));
+    auto cache = std::make_unique<ExpertCache>(grid, num_slots, std::move(policy));
+    cache->grow(num_slots);
+    Device device{std::move(slots), std::move(cache), {}};
+    device.under_way.reserve(at(tiers->options_.max_promotions));
+    tiers->devices_.push_back(std::move(device));
+  }
+  return tiers;
+}
+
+TieredExperts::TieredExperts(std::unique_ptr<ExpertManager> ram,
+                             std::span<const ExpertLayer> layers, const ExpertSource& source,
+                             const ExpertCosts& costs, TierOptions options)
+    : options_(std::move(options)),
+      source_(source),
+      shapes_(layers, source, kHost),
+      costs_(costs),
+      scheduler_(shapes_.max_experts()),
+      ram_(std::move(ram)),
+      counted_(at(shapes_.num_layers())),
+      states_(at(shapes_.max_experts())),
+      sites_(at(shapes_.max_experts())) {
+  scheduled_.reserve(states_.size());
+  experts_.reserve(states_.size());
+  scheduled_devices_.reserve(1);
+  ram_->set_upper_tier(this);
+}
+
+TieredExperts::~TieredExperts() {
+  CHECK(!open_, "a set outlives its provider");
+  ram_->set_upper_tier(nullptr);
+  for (Device& device : devices_) device.slots.reset();  // its copies still read what is borrowed
+}
+
+int TieredExperts::device_of(DeviceId id) const {
+  for (int i = 0; i < num_devices(); ++i) {
+    if (devices_[at(i)].slots->device() == id) return i;
+  }
+  return -1;
+}
+
+bool TieredExperts::holds(ExpertId id) const {
+  const int device = device_of(home(id.layer));
+  return device >= 0 && devices_[at(device)].cache->resident(id);
+}
+
+// ---- What a step tells.
+
+void TieredExperts::begin_step(std::span<const TokenId> tokens) {
+  poll();
+  num_step_rows_ = static_cast<int>(tokens.size());
+  ram_->begin_step(tokens);
+}
+
+void TieredExperts::note_choices(int layer, std::span<const TokenId> tokens,
+                                 std::span<const std::int32_t> experts) {
+  ram_->note_choices(layer, tokens, experts);
+}
+
+void TieredExperts::wait(std::chrono::microseconds timeout) { ram_->wait(timeout); }
+
+// Rows of decode on the host: what the scheduler's idea of it is held against.
+void TieredExperts::note_host_time(double us) {
+  counted_[at(layer_)].host_us += static_cast<std::int64_t>(us);
+  int num_experts = 0, num_rows = 0;
+  for (int use = 0; use < static_cast<int>(uses_.size()); ++use) {
+    const ExpertUse& u = uses_[at(use)];
+    if (states_[at(use)].site != kHost || has_prefill_rows(u)) continue;
+    ++num_experts;
+    num_rows += static_cast<int>(u.rows.size());
+  }
+  costs_.observe_host(num_experts, num_rows, us);
+}
+
+LayerCounters TieredExperts::counters(int layer) const {
+  LayerCounters result = ram_->counters(layer);
+  if (shapes_.has_experts(layer)) result += counted_[at(layer)];
+  return result;
+}
+
+// ---- A demand.
+
+Result<ExpertSetPtr> TieredExperts::demand(int layer, std::span<const ExpertUse> uses) {
+  CHECK(!open_, "a set of layer {} is open", layer_);
+  CHECK(uses.size() <= states_.size(), "{} uses of {} experts", uses.size(), states_.size());
+  poll();
+  layer_ = layer;
+  uses_ = uses;
+  ++num_demands_;
+  choose_sites();
+  ASSIGN_OR_RETURN(ram_set_, ram_->demand(layer, uses));
+  open_ = true;
+  return ExpertSetPtr(&set_);
+}
+
+void TieredExperts::choose_sites() {
+  const int device = device_of(home(layer_));
+  ExpertCache* const cache = device < 0 ? nullptr : devices_[at(device)].cache.get();
+  if (cache != nullptr) cache->begin_turn(layer_);
+  num_held_ = next_held_ = 0;
+  for (int use = 0; use < static_cast<int>(uses_.size()); ++use) {
+    Use& u = states_[at(use)];
+    u.site = home(layer_);
+    u.device = -1;
+    u.next_block = 0;
+    if (cache == nullptr) continue;
+    std::optional<ExpertLease> lease = cache->lease(id_of(use));
+    if (!lease) continue;
+    u.device = device;
+    u.lease = std::move(*lease);
+    ++num_held_;
+  }
+  if (home(layer_) == kHost || !options_.host_computes) return;
+  if (options_.rule == TierRule::kSchedule) return schedule();
+  int num_free = 0;
+  for (int use = 0; use < static_cast<int>(uses_.size()); ++use) {
+    if (!is_fixed(use) && rule_gives_host(use, num_free++)) states_[at(use)].site = kHost;
+  }
+}
+
+// Of an expert whose place is free, the `index`th such of the demand.
+bool TieredExperts::rule_gives_host(int use, int index) const {
+  switch (options_.rule) {
+    case TierRule::kHost:
+      return true;
+    case TierRule::kAlternate:
+      return (uses_[at(use)].expert + num_demands_) % 2 == 0;
+    case TierRule::kShare:  // spread evenly
+      return std::lround((index + 1) * options_.host_share) >
+             std::lround(index * options_.host_share);
+    case TierRule::kSchedule:
+    case TierRule::kDevice:
+      break;
+  }
+  return false;
+}
+
+// Its place follows from the plan or from where its copy is.
+bool TieredExperts::is_fixed(int use) const {
+  return states_[at(use)].device >= 0 || has_prefill_rows(uses_[at(use)]);
+}
+
+void TieredExperts::schedule() {
+  // 1. What is not to be decided keeps the device busy.
+  const DeviceId device = home(layer_);
+  const ComputeCost device_cost = costs_.device(device.index - 1);
+  const double upload_us = costs_.upload_us(device.index - 1, shapes_.layer(layer_).expert_bytes);
+  ScheduledDevice scheduled{.busy_us = options_.num_shared_experts * device_cost.of(num_step_rows_),
+                            .num_free_slots = static_cast<int>(uses_.size()),
+                            .cost = device_cost,
+                            .upload_us = upload_us};
+  scheduled_.clear();
+  experts_.clear();
+  int num_missing = 0;
+  const double read_us = static_cast<double>(shapes_.layer(layer_).expert_bytes) /
+                         std::max(ram_->drive_bytes_per_second() * 1e-6, kAssumedBytesPerUs);
+  for (int use = 0; use < static_cast<int>(uses_.size()); ++use) {
+    const int num_rows = static_cast<int>(uses_[at(use)].rows.size());
+    if (is_fixed(use)) {
+      scheduled.busy_us += device_cost.of(num_rows);
+      if (states_[at(use)].device < 0) scheduled.copy_busy_us += upload_us;
+      continue;
+    }
+    const bool resident = ram_->cache().resident(id_of(use));
+    scheduled_.push_back(use);
+    experts_.push_back(
+        {.num_rows = num_rows, .in_ram_us = resident ? 0.0 : read_us * ++num_missing});
+  }
+  if (experts_.empty()) return;
+  const auto it = std::find_if(devices_.begin(), devices_.end(),
+                               [&](const Device& d) { return d.slots->device() == device; });
+  if (it != devices_.end()) {
+    scheduled.copy_busy_us += upload_us * static_cast<double>(it->under_way.size());
+  }
+  // 2. The rest goes where it is done soonest.
+  const std::span<ExpertSite> sites = std::span(sites_).first(experts_.size());
+  scheduler_.assign(experts_, {.computes = true, .busy_us = 0.0, .cost = costs_.host()},
+                    {&scheduled, 1}, sites);
+  for (std::size_t i = 0; i < sites.size(); ++i) {
+    if (sites[i].device == ExpertSite::kOnHost) states_[at(scheduled_[i])].site = kHost;
+  }
+}
+
+std::size_t TieredExperts::take_ready(std::span<ExpertPart> out) {
+  std::size_t taken = 0;
+  for (; num_held_ > 0 && taken < out.size(); ++next_held_) {
+    if (states_[at(next_held_)].device < 0) continue;
+    give_out_held(next_held_, out, taken);
+    if (states_[at(next_held_)].next_block < shapes_.layer(layer_).num_blocks()) break;
+    --num_held_;
+  }
+  const std::size_t num_above = taken;
+  taken += ram_set_->take_ready(out.subspan(taken));
+  for (ExpertPart& part : out.subspan(num_above, taken - num_above)) {
+    part.site = states_[at(part.use)].site;
+  }
+  return taken;
+}
+
+// Blocks of a copy on a device, gate/up before down as they lie.
+void TieredExperts::give_out_held(int use, std::span<ExpertPart> out, std::size_t& taken) {
+  Use& u = states_[at(use)];
+  const DeviceSlots& slots = *devices_[at(u.device)].slots;
+  const ExpertShapes::Layer& shape = shapes_.layer(layer_);
+  while (u.next_block < shape.num_blocks() && taken < out.size()) {
+    const int block = u.next_block++;
+    ExpertPart& part = out[taken++];
+    part = source_.part(layer_, block, slots.slot(u.lease.slot()) + shape.blocks[at(block)].offset,
+                        slots.device());
+    part.use = use;
+    part.block = block;
+    part.site = slots.device();
+  }
+}
+
+void TieredExperts::release_set() {
+  CHECK(open_, "a set is released twice");
+  const bool complete = ram_set_->status().ok() && ram_set_->exhausted();
+  ram_set_.reset();
+  for (int use = 0; use < static_cast<int>(uses_.size()); ++use) {
+    Use& u = states_[at(use)];
+    if (u.device >= 0) {
+      ++counted_[at(layer_)].device_hit;
+      u.lease.release(Standing::kUsed);
+    } else if (u.site != kHost) {
+      ++counted_[at(layer_)].device_upload;
+    }
+  }
+  open_ = false;
+  if (complete) promote();
+  uses_ = {};
+}
+
+// ---- Promotions.
+
+void TieredExperts::poll() {
+  for (Device& device : devices_) {
+    auto first_under_way = device.under_way.begin();
+    for (; first_under_way != device.under_way.end(); ++first_under_way) {
+      if (!device.slots->done(first_under_way->ticket)) break;
+      finish(device, *first_under_way);
+    }
+    device.under_way.erase(device.under_way.begin(), first_under_way);
+  }
+}
+
+void TieredExperts::finish(Device& device, Promotion& promotion) {
+  if (!device.slots->status().ok()) {
+    device.cache->abandon(promotion.slot);
+    promotion.from.lease.release(Standing::kKept);
+    return;
+  }
+  device.cache->commit(promotion.slot, Standing::kUsed);
+  promotion.from.lease.release(Standing::kCold);  // there are two copies now
+  counted_[at(promotion.id.layer)].promoted_bytes +=
+      static_cast<std::int64_t>(promotion.from.bytes.size());
+}
+
+// The hottest of what was computed without a copy, as far as that is worth it.
+void TieredExperts::promote() {
+  const int index = device_of(home(layer_));
+  if (index < 0 || !options_.promotes || (!uses_.empty() && uses_.front().draft)) return;
+  Device& device = devices_[at(index)];
+  const UsageHistory& usage = ram_->usage();
+  while (static_cast<int>(device.under_way.size()) < options_.max_promotions &&
+         device.slots->status().ok()) {
+    int hottest = -1;
+    for (int use = 0; use < static_cast<int>(uses_.size()); ++use) {
+      if (states_[at(use)].device >= 0 || device.cache->slot_of(id_of(use))) continue;
+      if (hottest < 0 || usage.heat(id_of(use)) > usage.heat(id_of(hottest))) hottest = use;
+    }
+    if (hottest < 0 || !promote(device, id_of(hottest))) return;
+  }
+}
+
+bool TieredExperts::promote(Device& device, ExpertId id) {
+  if (device.cache->num_free() == 0) {
+    const std::optional<SlotIdx> victim = device.cache->victim();
+    if (!victim) return false;
+    const ExpertId cooler = device.cache->expert_in(*victim).value();
+    const UsageHistory& usage = ram_->usage();
+    if (usage.heat(id) <= options_.margin * usage.heat(cooler)) return false;
+  }
+  std::optional<BorrowedExpert> borrowed = ram_->borrow(id);
+  if (!borrowed) return false;
+  const SlotIdx slot = device.cache->reserve(id).value();
+  const UploadTicket ticket = device.slots->upload(slot, 0, borrowed->bytes);
+  device.under_way.push_back({id, slot, std::move(*borrowed), ticket});
+  return true;
+}
+
+}  // namespace stoker

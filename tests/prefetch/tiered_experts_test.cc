@@ -1,0 +1,191 @@
+// Experts in RAM and in slots of a device, over patterns of bytes: who is computed where, what is
+// copied up, and that every part holds what it should whatever is under way.
+#include "prefetch/tiered_experts.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/prefetch/manager_rig.h"
+#include "tests/support/thread_sanitizer.h"
+
+namespace stoker {
+namespace {
+
+using test::ManagerRig;
+using test::RigOptions;
+
+constexpr DeviceId kDevice{1};
+
+RigOptions tiers(TierRule rule) {
+  RigOptions options;
+  options.tiers = true;
+  options.tier_options.rule = rule;
+  options.manager.prefetch.enabled = false;
+  return options;
+}
+
+// Demands `experts` of layer 1 `times` times; steps go by, so that copies come to an end.
+void demand(ManagerRig& rig, const std::set<int>& experts, int times = 1) {
+  for (int i = 0; i < times; ++i) {
+    ASSERT_TRUE(rig.run(1, rig.uses(experts)).ok());
+    for (int step = 0; step < 10; ++step) rig.provider().begin_step({});
+  }
+}
+
+bool on_device(ManagerRig& rig, int expert) { return rig.tiers().cache(0).resident({1, expert}); }
+
+class RandomTiers : public testing::TestWithParam<std::tuple<TierRule, int, int>> {};
+
+TEST_P(RandomTiers, EveryPartComesOnceAndHoldsItsBytes) {
+  SKIP_UNDER_THREAD_SANITIZER();
+  const auto [rule, device_slots, ram_slots] = GetParam();
+  for (unsigned seed = 1; seed <= 4; ++seed) {
+    RigOptions options = tiers(rule);
+    options.seed = seed;
+    options.device_slots = device_slots;
+    options.num_slots = ram_slots;
+    options.polls_per_copy = 1 + static_cast<int>(seed) * 3;
+    options.manager.prefetch.enabled = seed % 2 == 0;
+    options.reader.shuffled = true;
+    options.reader.max_per_reap = 4;
+    ManagerRig rig(options);
+    std::int64_t num_uses = 0;
+    for (int step = 0; step < 150; ++step) {
+      const bool sweep = rig.pick(8) == 0;
+      rig.provider().begin_step({});
+      for (int layer = 1; layer <= options.num_layers; ++layer) {
+        const std::set<int> experts =
+            rig.random_experts(sweep ? 1 + rig.pick(options.num_experts) : options.top_k);
+        std::vector<ExpertUse> uses = rig.uses(experts, sweep ? 40 : 1);
+        for (ExpertUse& use : uses) use.num_decode_rows = sweep ? rig.pick(2) * 40 : 1;
+        const bool stop = rig.pick(12) == 0;
+        const Status status = rig.run(layer, uses, stop ? rig.pick(6) : INT_MAX);
+        num_uses += static_cast<std::int64_t>(uses.size());
+        if (stop) break;
+        ASSERT_TRUE(status.ok()) << status.error().message();
+        for (const auto& [use, site] : rig.sites()) {
+          const bool prefill = uses[static_cast<std::size_t>(use)].num_decode_rows == 0;
+          EXPECT_TRUE(site == kDevice || (site == kHost && !prefill));
+        }
+      }
+      rig.expect_consistent_counters();
+      ASSERT_FALSE(HasFailure()) << "step " << step;
+    }
+    const LayerCounters total = rig.total();
+    EXPECT_EQ(total.hit + total.late + total.miss, num_uses);
+    EXPECT_GT(total.promoted_bytes, 0);
+    EXPECT_GT(total.device_hit, 0);
+    EXPECT_LE(total.device_hit, total.hit);
+    rig.settle();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, RandomTiers,
+                         testing::Combine(testing::Values(TierRule::kSchedule, TierRule::kHost,
+                                                          TierRule::kAlternate, TierRule::kShare),
+                                          testing::Values(1, 5, 48), testing::Values(4, 9, 48)));
+
+TEST(TieredExperts, WhatADeviceHoldsIsNotReadAgain) {
+  RigOptions options = tiers(TierRule::kHost);
+  options.num_slots = options.top_k;
+  ManagerRig rig(options);
+  demand(rig, {0, 1, 2, 3}, 4);
+  for (int expert = 0; expert < 4; ++expert) EXPECT_TRUE(on_device(rig, expert)) << expert;
+  demand(rig, {4, 5, 6, 7});  // displaces them in RAM
+  const std::int64_t read = rig.manager().bytes_read();
+  const std::int64_t misses = rig.total().miss;
+  demand(rig, {0, 1, 2, 3});
+  EXPECT_EQ(rig.manager().bytes_read(), read);
+  EXPECT_EQ(rig.total().miss, misses);
+  for (const auto& [use, site] : rig.sites()) EXPECT_EQ(site, kDevice) << use;
+}
+
+TEST(TieredExperts, TheCopyInRamGoesFirst) {
+  RigOptions options = tiers(TierRule::kHost);
+  options.num_slots = 5;
+  options.device_slots = 1;
+  options.top_k = 4;
+  ManagerRig rig(options);
+  demand(rig, {0}, 2);
+  ASSERT_TRUE(on_device(rig, 0));
+  demand(rig, {1, 2, 3, 4});
+  EXPECT_TRUE(rig.manager().cache().resident({1, 0}));  // a slot was free
+  demand(rig, {5});
+  EXPECT_FALSE(rig.manager().cache().resident({1, 0}));
+  for (int expert = 1; expert <= 5; ++expert)
+    EXPECT_TRUE(rig.manager().cache().resident({1, expert})) << expert;
+}
+
+TEST(TieredExperts, OnlyWhatIsHotterByAMarginTakesAPlace) {
+  RigOptions options = tiers(TierRule::kHost);
+  options.device_slots = 1;
+  ManagerRig rig(options);
+  demand(rig, {0}, 8);
+  ASSERT_TRUE(on_device(rig, 0));
+  demand(rig, {1}, 9);  // hotter, but not by a quarter
+  EXPECT_TRUE(on_device(rig, 0));
+  demand(rig, {1}, 3);
+  EXPECT_TRUE(on_device(rig, 1));
+  EXPECT_FALSE(on_device(rig, 0));
+  EXPECT_EQ(rig.total().promoted_bytes, 2 * rig.arena().slot_bytes());
+}
+
+TEST(TieredExperts, PrefillStaysWithTheLayersDevice) {
+  RigOptions options = tiers(TierRule::kHost);
+  options.tier_options.promotes = false;
+  ManagerRig rig(options);
+  std::vector<ExpertUse> uses = rig.uses({2, 3}, 6);
+  uses[0].num_decode_rows = 6;
+  uses[1].num_decode_rows = 5;  // one row of prefill among them
+  ASSERT_TRUE(rig.run(1, uses).ok());
+  EXPECT_EQ(rig.sites().at(0), kHost);
+  EXPECT_EQ(rig.sites().at(1), kDevice);
+}
+
+TEST(TieredExperts, TheSchedulerUsesBothWhereBothHelp) {
+  RigOptions options = tiers(TierRule::kSchedule);
+  options.num_experts = 32;
+  options.num_slots = 96;
+  options.top_k = 8;
+  options.tier_options.promotes = false;
+  ManagerRig rig(options);
+  const std::set<int> experts = {0, 1, 2, 3, 4, 5, 6, 7};
+  demand(rig, experts, 2);  // in RAM by now
+  int on_host = 0;
+  for (const auto& [use, site] : rig.sites()) on_host += site == kHost ? 1 : 0;
+  EXPECT_GT(on_host, 0);
+  EXPECT_LT(on_host, 8);
+}
+
+TEST(TieredExperts, SharedExpertsKeepTheDeviceBusy) {
+  RigOptions options = tiers(TierRule::kSchedule);
+  options.tier_options.promotes = false;
+  options.tier_options.num_shared_experts = 10000;
+  ManagerRig rig(options);
+  const std::set<int> experts = {0, 1, 2};
+  demand(rig, experts);  // in RAM by now
+  const std::vector<TokenId> tokens(4);
+  rig.provider().begin_step(tokens);
+  ASSERT_TRUE(rig.run(1, rig.uses(experts)).ok());
+  for (const auto& [use, site] : rig.sites()) EXPECT_EQ(site, kHost) << use;
+}
+
+TEST(TieredExperts, ALostDeviceCopiesNothingMore) {
+  ManagerRig rig(tiers(TierRule::kHost));
+  rig.device_slots().fail();
+  demand(rig, {0, 1, 2, 3}, 5);
+  EXPECT_EQ(rig.total().promoted_bytes, 0);
+  EXPECT_FALSE(on_device(rig, 0));
+  for (const auto& [use, site] : rig.sites()) EXPECT_EQ(site, kHost) << use;
+}
+
+// The copies under way when everything goes read memory that is still there (under ASan).
+TEST(TieredExperts, MayGoWhileCopiesAreUnderWay) {
+  RigOptions options = tiers(TierRule::kHost);
+  options.polls_per_copy = 1000;
+  ManagerRig rig(options);
+  ASSERT_TRUE(rig.run(1, rig.uses({0, 1, 2, 3})).ok());
+  EXPECT_EQ(rig.tiers().cache(0).num_in_flight(), 2);
+}
+
+}  // namespace
+}  // namespace stoker
