@@ -1,0 +1,106 @@
+// Where the operands of routed experts stand when tensor cores multiply them (expert_few.cu,
+// expert_many.cu), as plain index arithmetic that tests follow on the host.
+//
+// A warp multiplies a pair of tiles of 16 weight rows (gate and up, or two of down) with inputs, 32
+// columns (a unit) at a time. Lane 4g + t holds
+//
+//   of the weights   rows 4 (g % 4) .. + 3 of tile g / 4, columns 8t .. 8t + 7 of the unit
+//   of the inputs    row g of each eight, the same columns
+//
+// so that either share is whole pieces of 16 bytes, and columns stand in pairs of neighbours. Two
+// products (mma.m16n8k16) take a unit: the order of columns within one is free, as long as weights
+// and inputs agree.
+#pragma once
+
+#include "quant/tile16.h"
+
+namespace stoker::gpu {
+
+inline constexpr int kUnitCols = 32;
+inline constexpr int kPieceBytes = 16;
+inline constexpr int kPairRows = 2 * quant::kTileRows;
+
+// A piece of a tile is one turn of four rows: quad q has rows 4q .. 4q + 3. In memory piece
+// (turn, quad) is number 4 turn + quad; in shared memory it is number staged_piece(), so that the
+// eight lanes that read at once use different banks. `words`: dwords of eight columns of a row.
+// `turn` counts from the first of a stretch of units.
+STOKER_HD constexpr int staged_piece(int words, int turn, int quad) {
+  const auto eight = static_cast<unsigned>(turn) / static_cast<unsigned>(words);
+  return (turn * 4 + quad) ^ static_cast<int>(eight % 4 * 2);
+}
+// The turn of word `word` of a lane's eight columns.
+STOKER_HD constexpr int unit_turn(int words, int unit, int t, int word) {
+  return (unit * 4 + t) * words + word;
+}
+
+// Inputs in shared memory: rows of `pieces` pieces, 4, 8 or 16, of eight columns each. Two rows on,
+// a piece is 2 `pieces` further.
+STOKER_HD constexpr int staged_input(int pieces, int row, int piece) {
+  return row * pieces + (pieces < 8 ? piece : piece ^ ((row & 1) * 4));
+}
+STOKER_HD constexpr int unit_piece(int unit, int t) { return unit * 4 + t; }
+
+// With w[r] the four pairs of columns of a lane's row r, and x those of its input: register j of
+// the first operand of product (m, half) is w[a_row][a_pair], register j of the second x[b_pair].
+STOKER_HD constexpr int a_row(int m, int j) { return 2 * m + j % 2; }
+STOKER_HD constexpr int a_pair(int half, int j) { return 2 * half + j / 2; }
+STOKER_HD constexpr int b_pair(int half, int j) { return 2 * half + j; }
+
+// Element e of the result of product m: row of the pair of tiles, and input of the eight.
+STOKER_HD constexpr int sum_row(int g, int m, int e) { return 4 * g + 2 * m + e / 2; }
+STOKER_HD constexpr int sum_input(int t, int e) { return 2 * t + e % 2; }
+
+// What a warp asks for at once: kTurns turns of both tiles and the scales of their columns. In
+// shared memory: | first tile | second tile | scales of the first | of the second |
+template <QuantFormat kFormatOf, int kGroupCols, int kTurnsOf>
+struct Chunk {
+  static constexpr QuantFormat kFormat = kFormatOf;
+  static constexpr QuantSpec kSpec{kFormatOf, kGroupCols};
+  static constexpr int kWords = kSpec.element_bits() * 8 / 32;  // dwords of eight columns
+  static constexpr int kTurns = kTurnsOf;
+  static constexpr int kCols = kTurns * 32 / kSpec.element_bits();
+  static constexpr int kUnits = kCols / kUnitCols;
+  static constexpr int kTileBytes = kTurns * quant::kTileRows * 4;
+  // Groups that begin in it. A group is a part of a chunk, or a whole number of chunks.
+  static constexpr int kGroups = kCols > kGroupCols ? kCols / kGroupCols : 1;
+  static constexpr int kUnitsPerGroup = kUnits / kGroups;
+  static constexpr int kGroupScaleBytes = kSpec.is_integer() ? quant::kTileRows * 2 : 4;
+  static constexpr int kScaleBytes = kSpec.is_integer()   ? 2 * kGroups * kGroupScaleBytes
+                                     : kSpec.has_scales() ? kPieceBytes
+                                                          : 0;
+  static constexpr int kScalePieces = 2 * kGroups;  // of a tile of integers
+  static constexpr int kBytes = 2 * kTileBytes + kScaleBytes;
+  static_assert(kTurns % 8 == 0 && kCols % kUnitCols == 0);
+  static_assert(kGroupCols % kUnitCols == 0 &&
+                (kCols % kGroupCols == 0 || kGroupCols % kCols == 0));
+  static_assert(kSpec.is_integer() ? 4 * kGroups <= 32 : kGroups == 1);
+};
+
+// Bytes of a and b (numbers 0 .. 3 and 4 .. 7) by the nibbles of `order`, lowest first.
+STOKER_HD inline std::uint32_t pick_bytes(std::uint32_t a, std::uint32_t b, std::uint32_t order) {
+#ifdef __CUDA_ARCH__
+  return __byte_perm(a, b, order);
+#else
+  std::uint32_t out = 0;
+  for (int i = 0; i < 4; ++i) {
+    const std::uint32_t from = order >> (4 * i) & 7;
+    out |= ((from < 4 ? a : b) >> (8 * (from % 4)) & 0xff) << (8 * i);
+  }
+  return out;
+#endif
+}
+
+// Columns 2i and 2i + 1 of a dword of FP8 in the upper bytes of its halves; the lower bytes hold
+// anything.
+STOKER_HD inline std::uint32_t fp8_neighbours(std::uint32_t word, int i) {
+  return pick_bytes(word, word, i == 0 ? 0x1100u : 0x3322u);
+}
+// Columns 2i and 2i + 1 of a dword of INT4 in the low nibbles of the halves, beside anything.
+STOKER_HD inline std::uint32_t int4_neighbours(std::uint32_t word, int i) {
+  return pick_bytes(word, word >> 4, 0x4400u + 0x1111u * static_cast<std::uint32_t>(i));
+}
+// Of those, code + 136 as BF16: 128 + (code + 8), the flipped sign bit being the 8.
+inline constexpr std::uint32_t kInt4Nibbles = 0x000f000fu, kInt4Flip = 0x43084308u;
+inline constexpr std::uint16_t kInt4Offset = 0x4308;  // 136
+
+}  // namespace stoker::gpu
