@@ -12,22 +12,19 @@
 namespace stoker::gpu {
 namespace {
 
-constexpr int kNumEvents = 256;
+constexpr int kNumTickets = 256;
 constexpr int kOldestMajor = 8;
+constexpr std::size_t kTasksReserved = 1024;  // those of a decode step; more are seldom
 
 void free_device(void* data) { DeviceMemoryDeleter{}(data); }
 void free_pinned(void* data) { PinnedMemoryDeleter{}(data); }
 
 Status check_options(const CudaBackendOptions& options) {
-  const auto allowed = [](DType dtype) { return dtype == DType::kF32 || dtype == DType::kBf16; };
-  if (!allowed(options.activations)) {
+  if (options.activations != DType::kF32 && options.activations != DType::kBf16) {
     return make_error(ErrorCode::kUnsupported, "activations in {}; CUDA has BF16 and F32",
                       dtype_name(options.activations));
   }
-  if (!allowed(options.kv_cache)) {
-    return make_error(ErrorCode::kUnsupported, "a KV cache in {}; CUDA has BF16 and F32",
-                      dtype_name(options.kv_cache));
-  }
+  CHECK(options.logical >= 0, "device {} of the program", options.logical);
   return {};
 }
 
@@ -46,15 +43,17 @@ Status check_device(int device) {
   return {};
 }
 
-// Copies rows of either place; strides in elements.
+// Copies rows of any place; strides in elements.
 Status copy_rows(void* dst, std::int64_t dst_stride, const void* src, std::int64_t src_stride,
                  const TensorView& shape, const Stream& stream) {
   const auto element = static_cast<std::size_t>(dtype_bytes(shape.dtype));
   const auto width = static_cast<std::size_t>(shape.cols) * element;
   if (width == 0 || shape.rows == 0) return {};
   const auto handle = static_cast<cudaStream_t>(stream.handle());
-  if (shape.rows == 1) {
-    return cuda_status(cudaMemcpyAsync(dst, src, width, cudaMemcpyDefault, handle), "copying");
+  const bool without_gaps = dst_stride == shape.cols && src_stride == shape.cols;
+  if (shape.rows == 1 || without_gaps) {
+    const std::size_t bytes = width * static_cast<std::size_t>(shape.rows);
+    return cuda_status(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, handle), "copying");
   }
   return cuda_status(
       cudaMemcpy2DAsync(dst, static_cast<std::size_t>(dst_stride) * element, src,
@@ -66,14 +65,22 @@ Status copy_rows(void* dst, std::int64_t dst_stride, const void* src, std::int64
 }  // namespace
 
 CudaBackend::CudaBackend(const CudaBackendOptions& options, Stream stream, StagingRing staging,
-                         std::vector<StreamEvent> events, std::unique_ptr<CublasLt> cublaslt)
+                         TicketRing tickets, ExpertUploads uploads,
+                         std::unique_ptr<CublasLt> cublaslt)
     : options_(options),
       stream_(std::move(stream)),
       staging_(std::move(staging)),
-      events_(std::move(events)),
-      cublaslt_(std::move(cublaslt)) {}
+      tickets_(std::move(tickets)),
+      uploads_(std::move(uploads)),
+      cublaslt_(std::move(cublaslt)),
+      graphs_(options.most_graphs) {
+  tasks_.reserve(kTasksReserved);
+}
 
-CudaBackend::~CudaBackend() { (void)stream_.synchronize(); }
+CudaBackend::~CudaBackend() {
+  (void)uploads_.synchronize();
+  (void)stream_.synchronize();
+}
 
 Result<std::unique_ptr<Backend>> CudaBackend::create(const CudaBackendOptions& options) {
   RETURN_IF_ERROR(check_options(options));
@@ -81,15 +88,35 @@ Result<std::unique_ptr<Backend>> CudaBackend::create(const CudaBackendOptions& o
   RETURN_IF_ERROR(check_device(options.device));
   ASSIGN_OR_RETURN(Stream stream, Stream::create());
   ASSIGN_OR_RETURN(StagingRing staging, StagingRing::create(options.staging_bytes));
-  std::vector<StreamEvent> events;
-  for (int i = 0; i < kNumEvents; ++i) {
-    ASSIGN_OR_RETURN(StreamEvent event, StreamEvent::create());
-    events.push_back(std::move(event));
-  }
+  const auto signal = options.event_words ? TicketRing::Signal::kWord : TicketRing::Signal::kEvents;
+  ASSIGN_OR_RETURN(TicketRing tickets, TicketRing::create(kNumTickets, signal, stream));
+  ASSIGN_OR_RETURN(ExpertUploads uploads, ExpertUploads::create());
   std::unique_ptr<CublasLt> cublaslt;
   if (options.activations == DType::kBf16) cublaslt = CublasLt::open();
-  return std::unique_ptr<Backend>(new CudaBackend(options, std::move(stream), std::move(staging),
-                                                  std::move(events), std::move(cublaslt)));
+  std::unique_ptr<CudaBackend> backend(new CudaBackend(options, std::move(stream),
+                                                       std::move(staging), std::move(tickets),
+                                                       std::move(uploads), std::move(cublaslt)));
+  if (options.measure_busy) {
+    ASSIGN_OR_RETURN(backend->meter_, BusyMeter::create());
+  }
+  RETURN_IF_ERROR(backend->reserve(options.scratch), "reserving scratch");
+  return std::unique_ptr<Backend>(std::move(backend));
+}
+
+Status CudaBackend::reserve(const CudaScratch& scratch) {
+  RETURN_IF_ERROR(scratch_.reserve(scratch));
+  RETURN_IF_ERROR(uploads_.reserve(scratch.expert_uploads / ExpertUploads::kNumAreas, stream_));
+  RETURN_IF_ERROR(prefill_experts_.reserve(scratch.expert_tables));
+  if (scratch.step_tables > 0) RETURN_IF_ERROR(steps_.reserve(scratch.step_tables));
+  return {};
+}
+
+CudaScratch CudaBackend::scratch_held() const {
+  CudaScratch held = scratch_.held();
+  held.expert_uploads = uploads_.bytes();
+  held.expert_tables = prefill_experts_.bytes();
+  held.step_tables = steps_.bytes();
+  return held;
 }
 
 // ---- Memory ----
@@ -120,7 +147,7 @@ Result<WeightPtr> CudaBackend::adopt(const QuantView& host) {
 
 Result<WeightPtr> CudaBackend::adopt_embedding(const QuantView& host) {
   RETURN_IF_ERROR(use_device(options_.device));
-  ASSIGN_OR_RETURN(std::unique_ptr<CudaWeight> weight, CudaWeight::row_major(host, device()));
+  ASSIGN_OR_RETURN(std::unique_ptr<CudaWeight> weight, CudaWeight::on_host(host));
   return WeightPtr(std::move(weight));
 }
 
@@ -128,7 +155,9 @@ Result<WeightPtr> CudaBackend::adopt_kv_b(const QuantView& host, const Attention
   CHECK(host.rows == std::int64_t{dims.num_heads} * (dims.nope_dim + dims.value_dim) &&
             host.cols == dims.latent_dim,
         "kv_b [{}, {}]", host.rows, host.cols);
-  return adopt_embedding(host);  // attention reads rows of it, too
+  RETURN_IF_ERROR(use_device(options_.device));
+  ASSIGN_OR_RETURN(std::unique_ptr<CudaWeight> weight, CudaWeight::row_major(host, device()));
+  return WeightPtr(std::move(weight));
 }
 
 Result<Tensor> CudaBackend::adopt_vector(const TensorView& host) {
@@ -157,6 +186,7 @@ Result<Tensor> CudaBackend::adopt_vector(const TensorView& host) {
 
 Status CudaBackend::set_rope(std::span<const float> inv_freq) {
   RETURN_IF_ERROR(use_device(options_.device));
+  graphs_.clear();  // they read the frequencies where they were
   const auto bytes = static_cast<std::int64_t>(inv_freq.size_bytes());
   ASSIGN_OR_RETURN(inv_freq_, DeviceBuffer::create(bytes));
   return inv_freq_.upload(0, inv_freq.data(), bytes);
@@ -165,36 +195,77 @@ Status CudaBackend::set_rope(std::span<const float> inv_freq) {
 // ---- Order ----
 
 Status CudaBackend::begin_step(const StepView& step) {
+  CHECK(!graphs_.open(), "a step begins within a part");
   status_ = {};
   run([&] { return steps_.begin(step, staging_, stream_); });
   return status_;
 }
 
 Event CudaBackend::record() {
-  const std::uint64_t ticket = ++last_ticket_;
-  run([&] { return events_[ticket % kNumEvents].record(stream_); });
-  return Event{ticket};
+  CHECK(!graphs_.open(), "an event within a part");
+  run([&]() -> Status {
+    if (meter_) {
+      RETURN_IF_ERROR(meter_->mark_end(stream_));
+    }
+    return tickets_.record(stream_);
+  });
+  return Event{tickets_.last()};  // after an error the last one before it: nothing more will happen
 }
 
 bool CudaBackend::done(Event event) {
-  if (event.ticket == 0) return true;
-  const Result<bool> done = events_[event.ticket % kNumEvents].done();
+  const Result<bool> done = tickets_.done(event.ticket, stream_);
+  if (done.ok() && *done && meter_ && event.ticket == tickets_.last() && status_.ok()) {
+    status_ = meter_->stands_still();
+  }
   if (done.ok()) return *done;
   if (status_.ok()) status_ = done.error();
   return true;  // nothing more will happen
 }
 
+void CudaBackend::begin_part(const StepView& step, int part) {
+  CHECK(step.may_have_parts(), "a part of a step of {} rows, or for another purpose than decode",
+        step.num_rows());
+  if (!status_.ok()) return;
+  status_ = use_device(options_.device);
+  if (!status_.ok()) return;
+  graphs_.begin({&step, part, steps_.tables(step).tokens, scratch_.places()}, stream_);
+}
+
+void CudaBackend::end_part() {
+  if (!graphs_.open()) return;
+  const Result<bool> launches = graphs_.end(!status_.ok(), stream_);
+  if (!status_.ok()) return;
+  if (!launches.ok()) {
+    status_ = launches.error();
+  } else if (*launches) {
+    run([&] { return graphs_.launch(stream_); });
+  }
+}
+
 void CudaBackend::wait_for(Backend& other, Event event) {
-  if (event.ticket == 0) return;
+  CHECK(!graphs_.open(), "waiting for another backend within a part");
+  if (event.ticket == 0 || &other == this) return;
   if (auto* cuda = dynamic_cast<CudaBackend*>(&other)) {
-    run([&] { return cuda->events_[event.ticket % kNumEvents].hold(stream_); });
+    run([&]() -> Status {
+      ASSIGN_OR_RETURN(const bool done, cuda->tickets_.done(event.ticket, cuda->stream_));
+      if (done) return {};
+      RETURN_IF_ERROR(use_device(cuda->options_.device));
+      ASSIGN_OR_RETURN(const StreamEvent* const reached,
+                       cuda->tickets_.event_from(event.ticket, cuda->stream_));
+      RETURN_IF_ERROR(use_device(options_.device));
+      return reached->hold(stream_);
+    });
     return;
   }
   while (!other.done(event)) std::this_thread::yield();
 }
 
 Status CudaBackend::finish() {
+  CHECK(!graphs_.open(), "waiting within a part");
+  // Copies of a call that failed half way may have nothing in the stream that waits for them.
+  Status uploaded = uploads_.synchronize();
   Status finished = stream_.synchronize();
+  if (status_.ok()) status_ = std::move(uploaded);
   if (status_.ok()) status_ = std::move(finished);
   return status_;
 }

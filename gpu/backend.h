@@ -1,18 +1,27 @@
-// The backend of one GPU: kernels for every operation, all in one stream. Routed experts use the
-// defined arithmetic (quant/defined_arithmetic.h); so do dense linears, unless their inputs are
-// BF16 and their weights FP8 or BF16: those run on tensor cores, rows of decode and verify by
-// kernels/linear_few.cu, rows of prefill by cuBLASLt where the machine has it. Attention splits a
-// row's keys by its purpose and its own number of keys.
+// The backend of one GPU: kernels for every operation, all in one stream, and a second one for the
+// parts of experts that have to be brought here. Routed experts use the defined arithmetic
+// (quant/defined_arithmetic.h) for rows of decode and verify, and tensor cores for rows of prefill
+// with BF16 inputs (or for both: CudaBackendOptions::fast_experts). Dense linears use the defined
+// arithmetic, unless their inputs are BF16 and their weights FP8 or BF16: those run on tensor
+// cores, rows of decode and verify by kernels/linear_few.cu, rows of prefill by cuBLASLt where the
+// machine has it. Attention splits a row's keys by its purpose and its own number of keys.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "core/interface/backend.h"
+#include "gpu/busy_meter.h"
 #include "gpu/cublaslt.h"
 #include "gpu/device.h"
+#include "gpu/expert_uploads.h"
 #include "gpu/factory.h"
 #include "gpu/launch.h"
+#include "gpu/part_graphs.h"
+#include "gpu/prefill_experts.h"
+#include "gpu/scratch.h"
 #include "gpu/step_cache.h"
+#include "gpu/tickets.h"
 
 namespace stoker::gpu {
 
@@ -22,13 +31,14 @@ class CudaBackend final : public Backend {
   ~CudaBackend() override;
 
   std::string_view name() const override { return "cuda"; }
-  DeviceId device() const override { return DeviceId{options_.device + 1}; }
+  DeviceId device() const override { return DeviceId{options_.logical + 1}; }
   DType activation_dtype() const override { return options_.activations; }
-  DType kv_dtype() const override { return options_.kv_cache; }
+  KvFormat kv_format() const override { return options_.kv_format; }
 
   Result<Tensor> allocate(DType dtype, std::int64_t rows, std::int64_t cols) override;
   Result<Tensor> allocate_host(DType dtype, std::int64_t rows, std::int64_t cols) override;
   Result<WeightPtr> adopt(const QuantView& host) override;
+  // Stays in host memory, pinned; rows are read from there.
   Result<WeightPtr> adopt_embedding(const QuantView& host) override;
   Result<WeightPtr> adopt_kv_b(const QuantView& host, const AttentionDims& dims) override;
   Result<Tensor> adopt_vector(const TensorView& host) override;
@@ -37,13 +47,21 @@ class CudaBackend final : public Backend {
   Status begin_step(const StepView& step) override;
   Event record() override;
   bool done(Event event) override;
-  // An event of a backend that is not CUDA is waited for on the host.
+  // Of another backend on CUDA this waits for what that was given until now, by the device; an
+  // event of any other backend is waited for on the host.
   void wait_for(Backend& other, Event event) override;
+  // Parts become CUDA graphs: part_graphs.h.
+  void begin_part(const StepView& step, int part) override;
+  void end_part() override;
+  void forget_parts(const StepView& step) override { graphs_.forget(step); }
   Status status() override { return status_; }
   Status finish() override;
+  std::int64_t busy_us() const override { return meter_ ? meter_->busy_us() : 0; }
 
   void copy_in(const TensorView& dst, const void* src) override;
   void copy_out(void* dst, const TensorView& src) override;
+  // Also from the memory of another GPU: directly where enable_peer_access() could, else through
+  // host memory.
   void copy(const TensorView& dst, const TensorView& src) override;
 
   void embed(const StepView& step, const BackendWeight& table, TensorView out) override;
@@ -66,17 +84,26 @@ class CudaBackend final : public Backend {
   void attend(const StepView& step, const AttendParams& params) override;
   void silu_mul(const StepView& step, TensorView gate, TensorView up, TensorView out) override;
   void route(const StepView& step, const RouteParams& params) override;
-  // Parts may lie in this device's memory or in host memory, from where they are uploaded first.
+  // Parts may lie in this device's memory or elsewhere, from where they are uploaded first.
   void experts(const StepView& step, const ExpertParams& params) override;
   void combine(const StepView& step, const CombineParams& params) override;
 
+  CudaScratch scratch_held() const;
+  int graphs_held() const { return graphs_.num_graphs(); }
+
  private:
   CudaBackend(const CudaBackendOptions& options, Stream stream, StagingRing staging,
-              std::vector<StreamEvent> events, std::unique_ptr<CublasLt> cublaslt);
+              TicketRing tickets, ExpertUploads uploads, std::unique_ptr<CublasLt> cublaslt);
+  Status reserve(const CudaScratch& scratch);
 
-  // Runs `enqueue` with this device current, unless an earlier error stands; keeps its error.
+  // Runs `enqueue` with this device current, unless an earlier error stands or a graph holds what
+  // it would do; keeps its error.
   template <typename F>
   void run(F&& enqueue);
+
+  // Positions that launches for the rows at `positions` are made for: those that the row sees which
+  // sees the most, or a few more in steps that may have parts. `boundary`: as visible_range().
+  int most_visible(const StepView& step, std::span<const std::int32_t> positions, int boundary);
 
   // Rows of decode and verify, and of prefill.
   Status multiply_few(const QuantView& weight, const TensorView& x, const TensorView& y);
@@ -84,29 +111,25 @@ class CudaBackend final : public Backend {
   Status select_rows(const StepView& step, const SelectParams& params);
   Status route_rows(const RouteParams& params);
   Status run_parts(const ExpertParams& params);
+  Status add_part(const ExpertParams& params, const ExpertPart& part);
   Status flush_tasks(const ExpertParams& params, ExpertHalf half);
-  Result<QuantView> resident(const QuantView& view);
+  void clear_tasks();
 
   CudaBackendOptions options_;
   Stream stream_;
   StagingRing staging_;
-  std::vector<StreamEvent> events_;     // ticket t uses events_[t % size]; a later one covers it
+  TicketRing tickets_;
+  std::optional<BusyMeter> meter_;
+  ExpertUploads uploads_;
   std::unique_ptr<CublasLt> cublaslt_;  // null for F32, and where the machine has none
-  std::uint64_t last_ticket_ = 0;
   Status status_;
   StepCache steps_;
   DeviceBuffer inv_freq_;
-  // Scratch, written and read in stream order, so that one of each is enough.
-  DeviceBuffer widened_;         // rows of a weight as BF16
-  DeviceBuffer partials_;        // sums of parts of a linear's columns
-  DeviceBuffer counters_;        // how many blocks have added theirs; zeros between launches
-  DeviceBuffer scores_;          // F32 [rows at once, positions]
-  DeviceBuffer attend_scratch_;  // of its steps: queries in latent space, sums of splits
-  DeviceBuffer routes_;          // experts, weights, forced [T, top_k] each
-  DeviceBuffer combine_slots_;   // slots, weights [T, top_k] each
-  DeviceBuffer upload_;          // parts of experts that lie in host memory
-  std::int64_t upload_used_ = 0;
-  std::vector<ExpertTask> tasks_;  // reused
+  ScratchBuffers scratch_;
+  PartGraphs graphs_;
+  std::vector<ExpertTask> tasks_;         // reused, as are
+  std::vector<ExpertFewTask> few_tasks_;  // these
+  PrefillExperts prefill_experts_;
 };
 
 }  // namespace stoker::gpu

@@ -1,28 +1,15 @@
-// Routed experts: parts become tasks of a grouped launch; parts in host memory are uploaded first.
-#include <cuda_runtime_api.h>
-
+// Routed experts: parts become tasks of grouped launches; parts that lie elsewhere are brought
+// here.
 #include <algorithm>
+#include <type_traits>
 
 #include "gpu/backend.h"
-#include "gpu/error.h"
 #include "gpu/run-inl.h"
-#include "quant/tile16.h"
 
 namespace stoker::gpu {
 namespace {
 
-constexpr std::int64_t kUploadBytes = std::int64_t{64} << 20;
-constexpr std::int64_t kUploadAlign = 256;
-
-std::int64_t aligned(std::int64_t bytes) {
-  return (bytes + kUploadAlign - 1) / kUploadAlign * kUploadAlign;
-}
-
-// Bytes of the upload buffer that a view takes.
-std::int64_t upload_bytes(const QuantView& view) {
-  const quant::Tile16 tile = quant::tile16_of(view);
-  return aligned(tile.payload_bytes()) + aligned(tile.scale_bytes());
-}
+constexpr std::int64_t kAreaBytes = std::int64_t{16} << 20;  // where none were reserved
 
 Status check_part(const QuantView& view) {
   if (view.layout == WeightLayout::kTile16) return {};
@@ -30,106 +17,136 @@ Status check_part(const QuantView& view) {
                     "an expert in row-major form; the CUDA backend computes with tile16 blocks");
 }
 
+// A task for every few of rows [begin, end) of the use; `task` says the weights.
+template <typename Task>
+void add_tasks(Task task, const ExpertUse& use, bool gate_up, int begin, int end,
+               std::vector<Task>& tasks) {
+  constexpr int kMost = static_cast<int>(std::extent_v<decltype(task.in_rows)>);
+  for (; begin < end; begin += kMost) {
+    task.num_inputs = std::min(kMost, end - begin);
+    task.out_row = use.slot_begin + begin;
+    for (int i = 0; i < task.num_inputs; ++i) {
+      task.in_rows[i] = gate_up ? use.rows[static_cast<std::size_t>(begin + i)] : task.out_row + i;
+    }
+    tasks.push_back(task);
+  }
+}
+
 }  // namespace
 
 void CudaBackend::experts(const StepView& step, const ExpertParams& params) {
   CHECK(params.x.rows == step.num_rows(), "{} rows in a step of {}", params.x.rows,
         step.num_rows());
+  CHECK(!graphs_.open(), "experts within a part");
   run([&] { return run_parts(params); });
 }
 
-// All gate/up parts, then all down parts: the order of the stream does the rest.
+// All gate/up parts, then all down parts: the order of the stream does the rest. Of each, those
+// that are here come first, so that they are computed while others are on their way.
 Status CudaBackend::run_parts(const ExpertParams& params) {
-  tasks_.clear();  // of a call that failed half way
-  upload_used_ = 0;
+  // What a call that failed half way left behind.
+  clear_tasks();
+  RETURN_IF_ERROR(uploads_.next_area(stream_));
   for (const ExpertHalf half : {ExpertHalf::kGateUp, ExpertHalf::kDown}) {
-    const bool gate_up = half == ExpertHalf::kGateUp;
-    for (const ExpertPart& part : params.parts) {
-      if (part.half != half || !part.passes_guard()) continue;
-      const QuantView& first = gate_up ? part.gate : part.down;
-      RETURN_IF_ERROR(check_part(first));
-      if (gate_up) RETURN_IF_ERROR(check_part(part.up));
-      // 1. The bytes, here.
-      const bool away = first.device != device();
-      const std::int64_t needed =
-          away ? upload_bytes(first) + (gate_up ? upload_bytes(part.up) : 0) : 0;
-      if (away && upload_used_ + needed > upload_.bytes()) {
-        RETURN_IF_ERROR(flush_tasks(params, half));
-        RETURN_IF_ERROR(upload_.grow(std::max(needed, kUploadBytes)), "uploaded experts");
+    for (const bool away : {false, true}) {
+      for (const ExpertPart& part : params.parts) {
+        const bool is_away = part.device() != device();
+        if (part.half != half || is_away != away || !part.passes_guard()) continue;
+        RETURN_IF_ERROR(add_part(params, part));
       }
-      ExpertTask task;
-      ASSIGN_OR_RETURN(task.weight, resident(first));
-      if (gate_up) {
-        ASSIGN_OR_RETURN(task.up, resident(part.up));
-      }
-      // 2. A task for every few rows that chose the expert.
-      task.row_begin = part.row_begin;
-      const ExpertUse& use = params.uses[static_cast<std::size_t>(part.use)];
-      const int num_rows = static_cast<int>(use.rows.size());
-      for (int begin = 0; begin < num_rows; begin += kExpertTaskRows) {
-        task.num_inputs = std::min(kExpertTaskRows, num_rows - begin);
-        task.out_row = use.slot_begin + begin;
-        for (int i = 0; i < task.num_inputs; ++i) {
-          task.in_rows[i] =
-              gate_up ? use.rows[static_cast<std::size_t>(begin + i)] : task.out_row + i;
-        }
-        tasks_.push_back(task);
-      }
+      RETURN_IF_ERROR(flush_tasks(params, half));
     }
-    RETURN_IF_ERROR(flush_tasks(params, half));
   }
   return {};
 }
 
-Status CudaBackend::flush_tasks(const ExpertParams& params, ExpertHalf half) {
-  Status launched;
-  if (!tasks_.empty()) {
-    launched = half == ExpertHalf::kGateUp
-                   ? launch_expert_gate_up({tasks_, params.x, params.hidden}, stream_)
-                   : launch_expert_down({tasks_, params.hidden, params.out}, stream_);
+Status CudaBackend::add_part(const ExpertParams& params, const ExpertPart& part) {
+  const ExpertUse& use = params.uses[static_cast<std::size_t>(part.use)];
+  if (use.rows.empty()) return {};
+  const bool gate_up = part.half == ExpertHalf::kGateUp;
+  ExpertTask task;
+  task.weight = gate_up ? part.gate : part.down;
+  if (gate_up) task.up = part.up;
+  QuantView* const matrices[] = {&task.weight, &task.up};
+  const std::span<QuantView* const> used(matrices, gate_up ? 2 : 1);
+  for (const QuantView* matrix : used) {
+    RETURN_IF_ERROR(check_part(*matrix));
+    CHECK(matrix->device == part.device(), "gate on device {}, up on {}", part.device().index,
+          matrix->device.index);
   }
-  tasks_.clear();
-  upload_used_ = 0;  // later uploads are ordered behind these kernels
-  return launched;
+  // 1. The bytes, here.
+  if (part.device() != device()) {
+    std::int64_t needed = 0;
+    for (const QuantView* matrix : used) needed += ExpertUploads::bytes_needed(*matrix);
+    if (!uploads_.has_room(needed)) {
+      RETURN_IF_ERROR(flush_tasks(params, part.half));
+      if (!uploads_.has_room(needed)) {
+        RETURN_IF_ERROR(uploads_.reserve(std::max(needed, kAreaBytes), stream_));
+      }
+    }
+    RETURN_IF_ERROR(uploads_.upload(used, device()));
+  }
+  // 2. Rows of decode and verify in the defined arithmetic, unless the option says otherwise; rows
+  // of prefill on tensor cores, where they can. Both halves of an expert go the same way.
+  const bool tensor_cores = suits_expert_mma(task.weight.spec, params.x) &&
+                            suits_expert_mma(task.weight.spec, params.hidden);
+  const int num_rows = static_cast<int>(use.rows.size());
+  const int num_decode = std::min(use.num_decode_rows, num_rows);
+  const int defined_begin = tensor_cores && options_.fast_experts ? num_decode : 0;
+  const int defined_end = tensor_cores ? num_decode : num_rows;
+  add_tasks(ExpertFewTask{task.weight, task.up, part.row_begin}, use, gate_up, 0, defined_begin,
+            few_tasks_);
+  add_tasks(ExpertTask{task.weight, task.up, part.row_begin}, use, gate_up, defined_begin,
+            defined_end, tasks_);
+  if (defined_end < num_rows) prefill_experts_.add(task.weight, task.up, part.row_begin, use);
+  return {};
 }
 
-// The view, on this device: copied behind the uploads before it if it lies elsewhere.
-Result<QuantView> CudaBackend::resident(const QuantView& view) {
-  if (view.device == device()) return view;
-  const quant::Tile16 tile = quant::tile16_of(view);
-  const auto handle = static_cast<cudaStream_t>(stream_.handle());
-  QuantView copy = view;
-  const auto upload = [&](const void* src, std::int64_t bytes) -> Result<std::byte*> {
-    std::byte* dst = upload_.data() + upload_used_;
-    upload_used_ += aligned(bytes);
-    RETURN_IF_ERROR(cuda_status(
-        cudaMemcpyAsync(dst, src, static_cast<std::size_t>(bytes), cudaMemcpyDefault, handle),
-        "uploading an expert"));
-    return dst;
-  };
-  ASSIGN_OR_RETURN(copy.payload, upload(view.payload, tile.payload_bytes()));
-  if (view.spec.has_scales()) {
-    ASSIGN_OR_RETURN(copy.scales, upload(view.scales, tile.scale_bytes()));
+Status CudaBackend::flush_tasks(const ExpertParams& params, ExpertHalf half) {
+  if (tasks_.empty() && few_tasks_.empty() && prefill_experts_.empty()) return {};
+  const bool gate_up = half == ExpertHalf::kGateUp;
+  const TensorView& x = gate_up ? params.x : params.hidden;
+  const TensorView& out = gate_up ? params.hidden : params.out;
+  RETURN_IF_ERROR(uploads_.hand_over(stream_));
+  if (!tasks_.empty()) {
+    RETURN_IF_ERROR(gate_up ? launch_expert_gate_up({tasks_, x, out}, stream_)
+                            : launch_expert_down({tasks_, x, out}, stream_));
   }
-  copy.device = device();
-  return copy;
+  if (!few_tasks_.empty()) {
+    RETURN_IF_ERROR(gate_up ? launch_expert_gate_up_few({few_tasks_, x, out}, stream_)
+                            : launch_expert_down_few({few_tasks_, x, out}, stream_));
+  }
+  if (!prefill_experts_.empty()) {
+    RETURN_IF_ERROR(prefill_experts_.launch(half, x, out, params.uses, staging_, stream_));
+  }
+  clear_tasks();
+  return uploads_.next_area(stream_);
+}
+
+void CudaBackend::clear_tasks() {
+  tasks_.clear();
+  few_tasks_.clear();
+  prefill_experts_.clear();
 }
 
 void CudaBackend::combine(const StepView& step, const CombineParams& params) {
   CHECK(params.out.rows == step.num_rows() && params.slots.size() == params.weights.size(),
         "{} rows, {} slots, {} weights", params.out.rows, params.slots.size(),
         params.weights.size());
+  CHECK(!graphs_.open(), "slots and weights of another step within a part");
   run([&]() -> Status {
     if (params.out.rows == 0) return {};
     const auto bytes = static_cast<std::int64_t>(params.slots.size() * 4);
-    RETURN_IF_ERROR(combine_slots_.grow(2 * bytes), "slots");
-    std::byte* weights = combine_slots_.data() + bytes;
-    RETURN_IF_ERROR(staging_.copy(combine_slots_.data(), params.slots.data(), bytes, stream_));
+    DeviceBuffer& slots = scratch_.combine_slots;
+    RETURN_IF_ERROR(slots.grow(combine_bytes(static_cast<std::int64_t>(params.slots.size()))),
+                    "slots");
+    std::byte* weights = slots.data() + bytes;
+    RETURN_IF_ERROR(staging_.copy(slots.data(), params.slots.data(), bytes, stream_));
     RETURN_IF_ERROR(staging_.copy(weights, params.weights.data(), bytes, stream_));
     const int top_k =
         static_cast<int>(static_cast<std::int64_t>(params.slots.size()) / params.out.rows);
     return launch_combine(
-        {params.expert_out, reinterpret_cast<const std::int32_t*>(combine_slots_.data()),
+        {params.expert_out, reinterpret_cast<const std::int32_t*>(slots.data()),
          reinterpret_cast<const float*>(weights), top_k, params.shared, params.out},
         stream_);
   });

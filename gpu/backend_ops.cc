@@ -12,10 +12,6 @@
 namespace stoker::gpu {
 namespace {
 
-constexpr std::int64_t kWidenedBytes = std::int64_t{128} << 20;
-constexpr std::int64_t kPanelAlign = 256;  // outputs of a panel, so that its blocks are whole
-constexpr int kScoreRows = 64;  // rows whose scores are held at once: at most 42 MB at 163840
-
 const QuantView& view_of(const BackendWeight& weight) {
   const auto* cuda = dynamic_cast<const CudaWeight*>(&weight);
   CHECK(cuda != nullptr, "a weight of another backend");
@@ -26,9 +22,14 @@ void check_rows(const StepView& step, const TensorView& x) {
   CHECK(x.rows == step.num_rows(), "{} rows in a step of {}", x.rows, step.num_rows());
 }
 
-// Positions that the row which sees the most sees.
-int max_visible(std::span<const std::int32_t> positions) {
-  return positions.empty() ? 0 : *std::max_element(positions.begin(), positions.end()) + 1;
+Status check_forced(const RouteParams& params) {
+  for (const std::int32_t expert : params.forced) {
+    if (expert < 0 || expert >= params.spec.num_experts) {
+      return make_error(ErrorCode::kInvalidArgument, "forced expert {} of {}", expert,
+                        params.spec.num_experts);
+    }
+  }
+  return {};
 }
 
 template <typename T>
@@ -64,13 +65,23 @@ void CudaBackend::linear(const StepView& step, const BackendWeight& weight, Tens
   });
 }
 
+int CudaBackend::most_visible(const StepView& step, std::span<const std::int32_t> positions,
+                              int boundary) {
+  if (positions.empty()) return 0;
+  const int visible = *std::max_element(positions.begin(), positions.end()) + 1;
+  if (!step.may_have_parts()) return visible;
+  const VisibleRange range = visible_range(visible, boundary);
+  graphs_.narrow(range);
+  return range.last;
+}
+
 Status CudaBackend::multiply_few(const QuantView& w, const TensorView& x, const TensorView& y) {
   if (!suits_linear_few(w, x.dtype)) return launch_gemv({w, x, y}, stream_);
   const LinearScratchSize scratch = linear_few_scratch(w, x.rows);
-  RETURN_IF_ERROR(partials_.grow(scratch.partial_bytes), "partial sums of a linear");
-  RETURN_IF_ERROR(counters_.grow(scratch.counter_bytes), "counters of a linear");
-  return launch_linear_few({w, x, y, {at<float>(partials_, 0), at<unsigned>(counters_, 0)}},
-                           stream_);
+  DeviceBuffer &partials = scratch_.linear_partials, &counters = scratch_.linear_counters;
+  RETURN_IF_ERROR(partials.grow(scratch.partial_bytes), "partial sums of a linear");
+  RETURN_IF_ERROR(counters.grow(scratch.counter_bytes), "counters of a linear");
+  return launch_linear_few({w, x, y, {at<float>(partials, 0), at<unsigned>(counters, 0)}}, stream_);
 }
 
 Status CudaBackend::multiply_many(const QuantView& w, const TensorView& x, const TensorView& y) {
@@ -78,10 +89,9 @@ Status CudaBackend::multiply_many(const QuantView& w, const TensorView& x, const
     return multiply_few(w, x, y);
   }
   // Panels of outputs, so that the widened weight stays small beside the weight itself.
-  const std::int64_t panel_rows = std::max(
-      std::int64_t{quant::kTileRows}, kWidenedBytes / (2 * w.cols) / kPanelAlign * kPanelAlign);
-  RETURN_IF_ERROR(widened_.grow(std::min(panel_rows, w.rows) * w.cols * 2), "a widened weight");
-  auto* const widened = at<bf16>(widened_, 0);
+  const std::int64_t panel_rows = widened_rows(w.rows, w.cols);
+  RETURN_IF_ERROR(scratch_.widened_weight.grow(widened_bytes(w.rows, w.cols)), "a widened weight");
+  auto* const widened = at<bf16>(scratch_.widened_weight, 0);
   for (std::int64_t begin = 0; begin < w.rows; begin += panel_rows) {
     const std::int64_t num_rows = std::min(panel_rows, w.rows - begin);
     RETURN_IF_ERROR(launch_widen({w, begin, num_rows, widened}, stream_));
@@ -144,8 +154,9 @@ void CudaBackend::append_latent(const StepView& step, TensorView x, KvLayer dst)
   check_rows(step, x);
   run([&] {
     const StepTables& tables = steps_.tables(step);
-    return launch_append({x, dst.rows, tables.positions, tables.latent_first, tables.latent_pages},
-                         stream_);
+    return launch_append(
+        {x, dst, /*rotated=*/false, tables.positions, tables.latent_first, tables.latent_pages},
+        stream_);
   });
 }
 
@@ -153,8 +164,9 @@ void CudaBackend::append_index_key(const StepView& step, TensorView x, KvLayer d
   check_rows(step, x);
   run([&] {
     const StepTables& tables = steps_.tables(step);
-    return launch_append({x, dst.rows, tables.positions, tables.index_first, tables.index_pages},
-                         stream_);
+    return launch_append(
+        {x, dst, /*rotated=*/true, tables.positions, tables.index_first, tables.index_pages},
+        stream_);
   });
 }
 
@@ -169,17 +181,30 @@ Status CudaBackend::select_rows(const StepView& step, const SelectParams& params
     const int num_rows = std::min(kScoreRows, step.num_rows() - begin);
     const auto positions =
         step.positions.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(num_rows));
-    const int most_visible = max_visible(positions);
-    const std::int64_t stride = (std::int64_t{most_visible} + 3) / 4 * 4;
-    if (most_visible > params.dims.top_k) {
+    const int visible = most_visible(step, positions, params.dims.top_k);
+    const std::int64_t stride = score_stride(visible);
+    DeviceBuffer& held_scores = scratch_.index_scores;
+    if (visible > params.dims.top_k) {
       // Grown by half as much again, so that a growing context seldom allocates.
-      const std::int64_t needed = num_rows * stride * 4;
-      if (scores_.bytes() < needed) RETURN_IF_ERROR(scores_.grow(needed + needed / 2), "scores");
+      const std::int64_t needed = score_bytes(num_rows, visible);
+      if (held_scores.bytes() < needed) {
+        RETURN_IF_ERROR(held_scores.grow(needed + needed / 2), "scores");
+      }
     }
-    float* scores = at<float>(scores_, 0);
+    float* scores = at<float>(held_scores, 0);
+    TensorView queries = params.queries.row_slice(begin, num_rows);
+    if (params.keys.is_fp8() && visible > params.dims.top_k) {
+      DeviceBuffer& held_queries = scratch_.index_queries;
+      RETURN_IF_ERROR(held_queries.grow(index_query_bytes(num_rows, queries.cols)),
+                      "queries of the indexer");
+      const TensorView rounded =
+          make_view(held_queries.data(), DType::kBf16, num_rows, queries.cols, device());
+      RETURN_IF_ERROR(launch_round_index_queries({params.dims, queries, rounded}, stream_));
+      queries = rounded;
+    }
     RETURN_IF_ERROR(
-        launch_index_scores({params.dims, params.queries, params.weights, params.keys.rows, tables,
-                             begin, num_rows, most_visible, scores, stride},
+        launch_index_scores({params.dims, queries, params.weights.row_slice(begin, num_rows),
+                             params.keys, tables, begin, num_rows, visible, scores, stride},
                             stream_));
     RETURN_IF_ERROR(launch_top_k(
         {params.dims.top_k, tables.positions, begin, num_rows, scores, stride, params.out},
@@ -192,19 +217,20 @@ void CudaBackend::attend(const StepView& step, const AttendParams& params) {
   check_rows(step, params.queries);
   run([&]() -> Status {
     const bool sparse = params.selection != nullptr;
+    const int boundary = sparse ? static_cast<int>(params.selection->positions.cols) : 0;
     AttendRowsParams rows{params.dims,
                           params.queries,
                           view_of(*params.kv_b),
-                          params.latents.rows,
+                          params.latents,
                           steps_.tables(step),
                           step.ranges,
-                          max_visible(step.positions),
+                          most_visible(step, step.positions, boundary),
                           sparse,
                           sparse ? *params.selection : Selection{},
                           params.out,
                           nullptr};
-    RETURN_IF_ERROR(attend_scratch_.grow(attend_scratch_bytes(rows)), "sums of attention");
-    rows.scratch = attend_scratch_.data();
+    RETURN_IF_ERROR(scratch_.attention.grow(attend_scratch_bytes(rows)), "sums of attention");
+    rows.scratch = scratch_.attention.data();
     return launch_attend(rows, stream_);
   });
 }
@@ -216,6 +242,7 @@ void CudaBackend::silu_mul(const StepView& step, TensorView gate, TensorView up,
 
 void CudaBackend::route(const StepView& step, const RouteParams& params) {
   check_rows(step, params.logits);
+  if (status_.ok()) status_ = check_forced(params);
   run([&] { return route_rows(params); });
 }
 
@@ -225,25 +252,21 @@ Status CudaBackend::route_rows(const RouteParams& params) {
   const RouteMailbox& mailbox = params.mailbox;
   CHECK(mailbox.experts.size() == num_choices && mailbox.weights.size() == num_choices,
         "a mailbox of {} for {} choices", mailbox.experts.size(), num_choices);
-  RETURN_IF_ERROR(routes_.grow(static_cast<std::int64_t>(3 * num_choices * 4)), "routes");
-  auto* experts = at<std::int32_t>(routes_, 0);
-  auto* weights = at<float>(routes_, num_choices);
+  const auto handle = static_cast<cudaStream_t>(stream_.handle());
+  DeviceBuffer& routes = scratch_.routes;
+  RETURN_IF_ERROR(routes.grow(route_bytes(static_cast<std::int64_t>(num_choices))), "routes");
+  auto* experts = at<std::int32_t>(routes, 0);
+  auto* weights = at<float>(routes, num_choices);
   std::int32_t* forced = nullptr;
   if (!params.forced.empty()) {
     CHECK(params.forced.size() == num_choices, "{} forced experts", params.forced.size());
-    for (const std::int32_t expert : params.forced) {
-      if (expert < 0 || expert >= params.spec.num_experts) {
-        return make_error(ErrorCode::kInvalidArgument, "forced expert {} of {}", expert,
-                          params.spec.num_experts);
-      }
-    }
-    forced = at<std::int32_t>(routes_, 2 * num_choices);
-    RETURN_IF_ERROR(staging_.copy(forced, params.forced.data(),
-                                  static_cast<std::int64_t>(num_choices * 4), stream_));
+    forced = at<std::int32_t>(routes, 2 * num_choices);
+    RETURN_IF_ERROR(cuda_status(cudaMemcpyAsync(forced, params.forced.data(), num_choices * 4,
+                                                cudaMemcpyHostToDevice, handle),
+                                "sending forced experts"));
   }
   RETURN_IF_ERROR(
       launch_route({params.spec, params.logits, params.bias, forced, experts, weights}, stream_));
-  const auto handle = static_cast<cudaStream_t>(stream_.handle());
   RETURN_IF_ERROR(cuda_status(cudaMemcpyAsync(mailbox.experts.data(), experts, num_choices * 4,
                                               cudaMemcpyDeviceToHost, handle),
                               "posting chosen experts"));

@@ -13,6 +13,16 @@ namespace {
 cudaStream_t native(const Stream& stream) { return static_cast<cudaStream_t>(stream.handle()); }
 cudaEvent_t native(const StreamEvent& event) { return static_cast<cudaEvent_t>(event.handle()); }
 
+// What a query says: there, not there yet, or an error of the work before.
+Result<bool> reached(cudaError_t error, std::string_view operation) {
+  if (error == cudaErrorNotReady) {
+    (void)cudaGetLastError();
+    return false;
+  }
+  RETURN_IF_ERROR(cuda_status(error, operation));
+  return true;
+}
+
 // Copies and fills of the default stream may still run when their call returns, and our streams do
 // not wait for it.
 Status default_stream_done(std::string_view operation) {
@@ -20,6 +30,13 @@ Status default_stream_done(std::string_view operation) {
 }
 
 }  // namespace
+
+Status check_gpu(int device) {
+  int num_devices = 0;
+  RETURN_IF_ERROR(cuda_status(cudaGetDeviceCount(&num_devices), "looking for devices"));
+  if (device >= 0 && device < num_devices) return {};
+  return make_error(ErrorCode::kNotFound, "there is no GPU {}: CUDA shows {}", device, num_devices);
+}
 
 Status use_device(int device) { return cuda_status(cudaSetDevice(device), "choosing the device"); }
 
@@ -44,10 +61,14 @@ Status Stream::synchronize() const {
   return cuda_status(cudaStreamSynchronize(native(*this)), "waiting for the device");
 }
 
-Result<StreamEvent> StreamEvent::create() {
+Result<bool> Stream::idle() const {
+  return reached(cudaStreamQuery(native(*this)), "work of a stream");
+}
+
+Result<StreamEvent> StreamEvent::create(Timing timing) {
   cudaEvent_t event = nullptr;
-  RETURN_IF_ERROR(
-      cuda_status(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event"));
+  const unsigned flags = timing == Timing::kOn ? cudaEventDefault : cudaEventDisableTiming;
+  RETURN_IF_ERROR(cuda_status(cudaEventCreateWithFlags(&event, flags), "creating an event"));
   return StreamEvent(event);
 }
 
@@ -56,13 +77,7 @@ Status StreamEvent::record(const Stream& stream) {
 }
 
 Result<bool> StreamEvent::done() const {
-  const cudaError_t error = cudaEventQuery(native(*this));
-  if (error == cudaErrorNotReady) {
-    (void)cudaGetLastError();
-    return false;
-  }
-  RETURN_IF_ERROR(cuda_status(error, "work before an event"));
-  return true;
+  return reached(cudaEventQuery(native(*this)), "work before an event");
 }
 
 Status StreamEvent::synchronize() const {

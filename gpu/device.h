@@ -10,6 +10,8 @@
 
 namespace stoker::gpu {
 
+// Whether the driver shows a GPU of that index.
+Status check_gpu(int device);
 Status use_device(int device);
 
 struct StreamDeleter {
@@ -31,16 +33,18 @@ class Stream {
   static Result<Stream> create();
   void* handle() const { return handle_.get(); }  // a cudaStream_t
   Status synchronize() const;
+  Result<bool> idle() const;  // everything enqueued has come to its end
 
  private:
   explicit Stream(void* handle) : handle_(handle) {}
   std::unique_ptr<void, StreamDeleter> handle_;
 };
 
-// A point in a stream, without timing.
+// A point in a stream. With timing it is dearer.
 class StreamEvent {
  public:
-  static Result<StreamEvent> create();
+  enum class Timing : std::uint8_t { kOff, kOn };
+  static Result<StreamEvent> create(Timing timing = Timing::kOff);
   void* handle() const { return handle_.get(); }  // a cudaEvent_t
   Status record(const Stream& stream);
   Result<bool> done() const;

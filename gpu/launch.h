@@ -16,7 +16,7 @@ namespace stoker::gpu {
 // Whether this build holds kernels for the current device.
 Status kernels_available();
 
-// The tables of a step in device memory (gpu/step_tables.h fills them).
+// The tables of a step in device memory (gpu/step_cache.h fills them).
 struct StepTables {
   int num_rows = 0;
   int num_logit_rows = 0;
@@ -26,7 +26,7 @@ struct StepTables {
   const std::int32_t* latent_first = nullptr;  // [T] index of the row's sequence in latent_pages
   const std::int32_t* index_first = nullptr;   // [T] the same for index_pages
   const std::int32_t* latent_pages = nullptr;  // page tables, one sequence after another
-  const std::int32_t* index_pages = nullptr;
+  const std::int32_t* index_pages = nullptr;   // may be the same, with other sequences in it
 };
 
 // y[t] = W . x[t] in the defined arithmetic (quant/defined_arithmetic.h), bit for bit, whatever T.
@@ -86,6 +86,58 @@ struct ExpertBatchParams {
 Status launch_expert_gate_up(const ExpertBatchParams& params, const Stream& stream);
 Status launch_expert_down(const ExpertBatchParams& params, const Stream& stream);
 
+// The same on tensor cores, for BF16 inputs and 8 or 4 bit or BF16 weights: sums of F32, not the
+// defined arithmetic. A row's bits depend on the row, the weight and which of the two kernels it
+// takes.
+bool suits_expert_mma(const QuantSpec& spec, const TensorView& x);
+// That `weight`, and `up` if there is one, can be multiplied with `cols` inputs. Checks.
+void check_expert_mma(const QuantView& weight, const QuantView& up, const QuantSpec& spec,
+                      std::int64_t cols);
+
+// Few rows: weights pass once, as codes that are exact in BF16; scales multiply sums.
+inline constexpr int kExpertFewRows = 8;
+struct ExpertFewTask {
+  QuantView weight;                           // as in an ExpertTask
+  QuantView up;                               //
+  int row_begin = 0;                          //
+  int num_inputs = 0;                         // at most kExpertFewRows
+  std::int32_t in_rows[kExpertFewRows] = {};  // rows of x
+  std::int32_t out_row = 0;                   // input i goes to row out_row + i of out
+};
+struct ExpertFewParams {
+  std::span<const ExpertFewTask> tasks;  // of one spec
+  TensorView x;
+  TensorView out;
+};
+Status launch_expert_gate_up_few(const ExpertFewParams& params, const Stream& stream);
+Status launch_expert_down_few(const ExpertFewParams& params, const Stream& stream);
+
+// Many rows: weights are unpacked once for up to kExpertManyRows of them, times their scales,
+// rounded to BF16. Tables lie in device memory (gpu/prefill_experts.h fills them).
+inline constexpr int kExpertManyRows = 128;
+inline constexpr int kExpertManyPairs = 4;  // of weight tiles: 64 rows of gate and up, 128 of down
+struct ExpertManyTask {                     // a block of output rows of one expert
+  const std::byte *payload, *scales;        // tile16: gate, or down
+  const std::byte *up_payload, *up_scales;  // of a gate/up task
+  std::int32_t rows, row_begin;             // of the block; first output column
+};
+struct ExpertManyItem {  // what one block of threads does
+  std::int32_t task;
+  std::int32_t first_pair;
+  std::int32_t first_slot, num_rows;  // rows of out
+};
+struct ExpertManyParams {
+  QuantSpec spec;
+  const ExpertManyTask* tasks;
+  const ExpertManyItem* items;
+  int num_items;
+  const std::int32_t* slot_rows;  // gate and up: the row of x for a slot; null: it is the slot
+  TensorView x;
+  TensorView out;
+};
+Status launch_expert_gate_up_many(const ExpertManyParams& params, const Stream& stream);
+Status launch_expert_down_many(const ExpertManyParams& params, const Stream& stream);
+
 struct CombineRowsParams {
   TensorView expert_out;      // [slots, hidden_size]
   const std::int32_t* slots;  // [T, top_k]
@@ -131,7 +183,7 @@ Status launch_silu_mul(TensorView gate, TensorView up, TensorView out, const Str
 
 // out[t] = table[tokens[t]]
 struct EmbedParams {
-  QuantView table;  // row-major
+  QuantView table;  // row-major; may lie in pinned host memory
   const std::int32_t* tokens;
   TensorView out;  // [T, cols]
 };
@@ -141,26 +193,36 @@ Status launch_embed(const EmbedParams& params, const Stream& stream);
 Status launch_gather_rows(TensorView x, const std::int32_t* rows, TensorView out,
                           const Stream& stream);
 
-// cache[place of position t] = x[t], in the cache's type
+// cache[place of position t] = x[t], in the cache's form
 struct AppendParams {
-  TensorView x;      // [T, n]
-  TensorView cache;  // [num_pages * 64, n]
+  TensorView x;   // [T, n]
+  KvLayer cache;  // [num_pages * 64, ...]
+  bool rotated;   // first, where the cache is FP8: indexer keys
   const std::int32_t* positions;
   const std::int32_t* first;  // StepTables::latent_first or index_first
   const std::int32_t* pages;
 };
 Status launch_append(const AppendParams& params, const Stream& stream);
 
-// Scores of rows [row_begin, + num_rows) for every visible position, where there are more than
-// top_k.
+// Queries as they are multiplied with the keys of an FP8 cache (quant::round_index_query): exact in
+// BF16.
+struct IndexQueryParams {
+  IndexerDims dims;
+  TensorView queries;  // [num_rows, num_heads * head_dim]
+  TensorView out;      // BF16, the same
+};
+Status launch_round_index_queries(const IndexQueryParams& params, const Stream& stream);
+
+// Scores of rows [row_begin, + num_rows) of the step for every visible position, where there are
+// more than top_k.
 struct IndexScoreParams {
   IndexerDims dims;
-  TensorView queries;  // [T, num_heads * head_dim]
-  TensorView weights;  // F32 [T, num_heads]
-  TensorView cache;    // index keys
+  TensorView queries;  // [num_rows, num_heads * head_dim]
+  TensorView weights;  // F32 [num_rows, num_heads]
+  KvLayer cache;       // index keys
   StepTables step;
   int row_begin, num_rows;
-  int max_visible;  // the most that one of those rows sees
+  int max_visible;  // none of those rows sees more
   float* scores;    // [num_rows, score_stride]
   std::int64_t score_stride;
 };
@@ -183,16 +245,20 @@ struct AttendRowsParams {
   AttentionDims dims;
   TensorView queries;  // [T, num_heads * (nope + rope)]
   QuantView kv_b;      // row-major [num_heads * (nope + value), latent]
-  TensorView cache;    // latents
+  KvLayer cache;       // latents
   StepTables step;
   std::span<const RowRange> ranges;  // cover the rows in order
-  int max_visible;                   // over all rows
+  int max_visible;                   // no row sees more
   bool sparse;
   Selection selection;  // if sparse; rows of count -1 see no more than top_k positions
   TensorView out;       // [T, num_heads * value_dim]
   std::byte* scratch;   // attend_scratch_bytes()
 };
 std::int64_t attend_scratch_bytes(const AttendRowsParams& params);
+// The most that it says for up to `num_rows` rows, whatever they see. `queries`, `cache`: the types
+// of activations and of cached latents.
+std::int64_t attend_scratch_bound(const AttentionDims& dims, DType queries, DType cache,
+                                  std::int64_t num_rows);
 Status launch_attend(const AttendRowsParams& params, const Stream& stream);
 
 struct RouteRowsParams {

@@ -8,7 +8,10 @@ namespace stoker::gpu {
 template <typename F>
 void CudaBackend::run(F&& enqueue) {
   if (!status_.ok()) return;
+  graphs_.count();
+  if (graphs_.replayed()) return;
   status_ = use_device(options_.device);
+  if (status_.ok() && meter_ && !graphs_.captured()) status_ = meter_->before_work(stream_);
   if (status_.ok()) status_ = enqueue();
 }
 

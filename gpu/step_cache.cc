@@ -9,9 +9,36 @@ constexpr std::size_t kStepsAlive = 64;  // far more than sessions at work; the 
 
 }  // namespace
 
+std::int64_t step_table_bytes(std::int64_t num_rows, std::int64_t num_logit_rows,
+                              std::int64_t num_pages) {
+  constexpr std::int64_t kPerRow = 4;  // token, position, first page of each stream
+  return (kPerRow * num_rows + num_logit_rows + num_pages) *
+         static_cast<std::int64_t>(sizeof(std::int32_t));
+}
+
+Status StepCache::reserve(std::int64_t bytes) {
+  entries_.reserve(kStepsAlive);
+  for (int i = 0; i < kReservedSteps; ++i) {
+    Entry entry;
+    RETURN_IF_ERROR(entry.memory.grow(bytes / kReservedSteps), "tables of a step");
+    entries_.push_back(std::move(entry));
+  }
+  packed_.reserve(static_cast<std::size_t>(bytes / kReservedSteps) / sizeof(std::int32_t));
+  return {};
+}
+
+std::int64_t StepCache::bytes() const {
+  std::int64_t bytes = 0;
+  for (const Entry& entry : entries_) bytes += entry.memory.bytes();
+  return bytes;
+}
+
 StepCache::Entry& StepCache::entry_for(const StepView& step) {
   for (Entry& entry : entries_) {
     if (entry.step == &step) return entry;
+  }
+  for (Entry& entry : entries_) {
+    if (entry.step == nullptr) return entry;
   }
   if (entries_.size() < kStepsAlive) return entries_.emplace_back();
   return *std::min_element(entries_.begin(), entries_.end(), [](const Entry& a, const Entry& b) {
@@ -23,7 +50,7 @@ Status StepCache::begin(const StepView& step, StagingRing& staging, const Stream
   const std::size_t num_rows = step.tokens.size();
   CHECK(step.positions.size() == num_rows, "{} positions for {} rows", step.positions.size(),
         num_rows);
-  // One block of int32, in the order of StepTables.
+  // One block of int32. What layers do not read comes last, so that the rest stays where it is.
   packed_.clear();
   const auto append = [&](std::span<const std::int32_t> values) {
     const std::size_t at = packed_.size();
@@ -32,10 +59,13 @@ Status StepCache::begin(const StepView& step, StagingRing& staging, const Stream
   };
   const std::size_t tokens = append(step.tokens);
   const std::size_t positions = append(step.positions);
-  const std::size_t logit_rows = append(step.logit_rows);
   const std::size_t latent_first = packed_.size(), index_first = latent_first + num_rows;
   packed_.resize(packed_.size() + 2 * num_rows);
+  // Both streams' pages in one table.
   std::int32_t latent_at = 0, index_at = 0;
+  for (const SequencePages& pages : step.sequences) {
+    index_at += static_cast<std::int32_t>(pages.latent.size());
+  }
   std::size_t sequence_idx = 0, covered = 0;
   std::vector<std::int32_t>& p = packed_;
   for (const SequencePages& pages : step.sequences) {
@@ -53,15 +83,19 @@ Status StepCache::begin(const StepView& step, StagingRing& staging, const Stream
   }
   CHECK(covered == num_rows || step.sequences.empty(), "ranges cover {} of {} rows", covered,
         num_rows);
-  const std::size_t latent_pages = packed_.size();
+  const std::size_t pages_at = packed_.size();
   for (const SequencePages& pages : step.sequences) append(pages.latent);
-  const std::size_t index_pages = packed_.size();
   for (const SequencePages& pages : step.sequences) append(pages.index);
+  const std::size_t logit_rows = append(step.logit_rows);
 
   Entry& entry = entry_for(step);
   entry.step = &step;
   entry.last_begin = ++num_begins_;
-  const auto bytes = static_cast<std::int64_t>(packed_.size() * sizeof(std::int32_t));
+  const std::int64_t bytes =
+      step_table_bytes(static_cast<std::int64_t>(num_rows),
+                       static_cast<std::int64_t>(step.logit_rows.size()), index_at);
+  CHECK(packed_.size() * sizeof(std::int32_t) == static_cast<std::size_t>(bytes), "{} of {} bytes",
+        packed_.size() * sizeof(std::int32_t), bytes);
   if (entry.memory.bytes() < bytes) {
     RETURN_IF_ERROR(entry.memory.grow(2 * bytes), "tables of a step");
   }
@@ -74,8 +108,8 @@ Status StepCache::begin(const StepView& step, StagingRing& staging, const Stream
                   base + logit_rows,
                   base + latent_first,
                   base + index_first,
-                  base + latent_pages,
-                  base + index_pages};
+                  base + pages_at,
+                  base + pages_at};
   return {};
 }
 

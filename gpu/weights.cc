@@ -1,5 +1,6 @@
 #include "gpu/weights.h"
 
+#include <cstring>
 #include <vector>
 
 #include "quant/tile16.h"
@@ -33,6 +34,24 @@ Status check_host(const QuantView& host) {
   return {};
 }
 
+// Where payload and scales of a row-major weight lie.
+struct RowMajorBytes {
+  std::int64_t payload, scales_at, scales;
+
+  explicit RowMajorBytes(const QuantView& host)
+      : payload(host.rows * host.cols * host.spec.element_bits() / 8),
+        scales_at(aligned(payload)),
+        scales(host.stored_bytes() - payload) {}
+  std::int64_t total() const { return scales_at + scales; }
+  QuantView view_in(const std::byte* memory, const QuantView& host, DeviceId device) const {
+    QuantView view = host;
+    view.payload = memory;
+    view.scales = host.spec.has_scales() ? memory + scales_at : nullptr;
+    view.device = device;
+    return view;
+  }
+};
+
 }  // namespace
 
 Result<std::unique_ptr<CudaWeight>> CudaWeight::tiled(const QuantView& host, DeviceId device) {
@@ -55,16 +74,23 @@ Result<std::unique_ptr<CudaWeight>> CudaWeight::tiled(const QuantView& host, Dev
 
 Result<std::unique_ptr<CudaWeight>> CudaWeight::row_major(const QuantView& host, DeviceId device) {
   RETURN_IF_ERROR(check_host(host));
-  const std::int64_t payload_bytes = host.rows * host.cols * host.spec.element_bits() / 8;
-  const std::int64_t scales_at = aligned(payload_bytes);
-  const std::int64_t scale_bytes = host.stored_bytes() - payload_bytes;
-  ASSIGN_OR_RETURN(DeviceBuffer memory, DeviceBuffer::create(scales_at + scale_bytes));
-  RETURN_IF_ERROR(memory.upload(0, host.payload, payload_bytes));
-  RETURN_IF_ERROR(memory.upload(scales_at, host.scales, scale_bytes));
-  QuantView view = host;
-  view.payload = memory.data();
-  view.scales = host.spec.has_scales() ? memory.data() + scales_at : nullptr;
-  view.device = device;
+  const RowMajorBytes size(host);
+  ASSIGN_OR_RETURN(DeviceBuffer memory, DeviceBuffer::create(size.total()));
+  RETURN_IF_ERROR(memory.upload(0, host.payload, size.payload));
+  RETURN_IF_ERROR(memory.upload(size.scales_at, host.scales, size.scales));
+  const QuantView view = size.view_in(memory.data(), host, device);
+  return std::unique_ptr<CudaWeight>(new CudaWeight(std::move(memory), view));
+}
+
+Result<std::unique_ptr<CudaWeight>> CudaWeight::on_host(const QuantView& host) {
+  RETURN_IF_ERROR(check_host(host));
+  const RowMajorBytes size(host);
+  ASSIGN_OR_RETURN(PinnedBuffer memory, PinnedBuffer::create(size.total()));
+  std::memcpy(memory.data(), host.payload, static_cast<std::size_t>(size.payload));
+  if (host.spec.has_scales()) {
+    std::memcpy(memory.data() + size.scales_at, host.scales, static_cast<std::size_t>(size.scales));
+  }
+  const QuantView view = size.view_in(memory.data(), host, kHost);
   return std::unique_ptr<CudaWeight>(new CudaWeight(std::move(memory), view));
 }
 

@@ -215,8 +215,9 @@ class Bench {
       p.kv_b.rows = kHeads * (kNope + kValue);
       p.kv_b.cols = kLatentDim;
       p.kv_b.spec = {QuantFormat::kF8E4m3B128, 128};
-      p.cache = make_view(cache.data(), DType::kBf16, std::int64_t{kSequences} * kSequenceTokens,
-                          kLatentWidth);
+      p.cache = {make_view(cache.data(), DType::kBf16, std::int64_t{kSequences} * kSequenceTokens,
+                           kLatentWidth),
+                 latent_row(p.dims)};
       p.step.num_rows = num_rows;
       p.step.positions = as<const std::int32_t>(position_memory) + begin;
       p.step.latent_first = as<const std::int32_t>(first_memory) + begin;
@@ -316,8 +317,9 @@ class Bench {
         p.dims = {kIndexHeads, kIndexWidth, kTopK};
         p.queries = make_view(queries.data(), DType::kBf16, num_rows, kIndexHeads * kIndexWidth);
         p.weights = make_view(weights.data(), DType::kF32, num_rows, kIndexHeads);
-        p.cache = make_view(cache.data(), DType::kBf16,
-                            std::int64_t{kIndexSequences} * kIndexTokens, kIndexWidth);
+        p.cache = {make_view(cache.data(), DType::kBf16,
+                             std::int64_t{kIndexSequences} * kIndexTokens, kIndexWidth),
+                   index_key_row(p.dims)};
         p.step.positions = as<const std::int32_t>(positions);
         p.step.index_pages = as<const std::int32_t>(pages);
         p.row_begin = 0;

@@ -3,6 +3,7 @@
 
 #include "gpu/error.h"
 #include "gpu/kernels/attend_steps.h"
+#include "gpu/kernels/common/kv_rows.cuh"
 #include "gpu/kernels/common/pages.cuh"
 #include "gpu/kernels/common/reduce.cuh"
 #include "gpu/kernels/common/rows.cuh"
@@ -63,7 +64,7 @@ __global__ void __launch_bounds__(kThreads) attend(AttendRowsParams p) {
       const std::int64_t at = cache_row(pages, visible.position(begin + i));
       float dot = 0.0f;
       for (int d = lane; d < width; d += kWarp) {
-        dot = __fmaf_rn(query[d], load(p.cache, at, d), dot);
+        dot = __fmaf_rn(query[d], load_cached(p.cache, at, d), dot);
       }
       dot = warp_sum(dot);
       if (lane == 0) {
@@ -84,7 +85,7 @@ __global__ void __launch_bounds__(kThreads) attend(AttendRowsParams p) {
     for (int l = thread; l < latent; l += kThreads) {
       float sum = sums[l] * shrink;
       for (int i = 0; i < count; ++i) {
-        sum = __fmaf_rn(probability[i], load(p.cache, rows[i], l), sum);
+        sum = __fmaf_rn(probability[i], load_cached(p.cache, rows[i], l), sum);
       }
       sums[l] = sum;
     }
@@ -105,34 +106,44 @@ __global__ void __launch_bounds__(kThreads) attend(AttendRowsParams p) {
 }
 
 bool is_aligned(const TensorView& x) {
-  return reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && x.row_stride % 8 == 0;
+  return reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 &&
+         x.row_stride * dtype_bytes(x.dtype) % 16 == 0;
+}
+
+bool suits_tensor_cores(const AttentionDims& dims, DType queries, DType cache) {
+  return queries == DType::kBf16 && cache != DType::kF32 && dims.latent_dim == kLatentDim &&
+         dims.rope_dim == kLatentRope && dims.num_heads % 16 == 0 && dims.nope_dim % 32 == 0 &&
+         dims.nope_dim <= 256 && dims.value_dim % 32 == 0;
 }
 
 bool takes_tensor_cores(const AttendRowsParams& p) {
-  const AttentionDims& dims = p.dims;
-  return p.queries.dtype == DType::kBf16 && p.cache.dtype == DType::kBf16 &&
-         dims.latent_dim == kLatentDim && dims.rope_dim == kLatentRope &&
-         dims.num_heads % 16 == 0 && dims.nope_dim % 32 == 0 && dims.nope_dim <= 256 &&
-         dims.value_dim % 32 == 0 && is_aligned(p.queries) && is_aligned(p.cache) &&
-         reinterpret_cast<std::uintptr_t>(p.kv_b.payload) % 16 == 0;
+  return suits_tensor_cores(p.dims, p.queries.dtype, p.cache.rows.dtype) && is_aligned(p.queries) &&
+         is_aligned(p.cache.rows) && reinterpret_cast<std::uintptr_t>(p.kv_b.payload) % 16 == 0;
 }
 
-// How many rows of a purpose the tensor cores take at once, and what lies in the scratch for them.
-struct ScratchPlan {
-  int split_keys, max_splits, rows_at_once;
-  std::int64_t query_bytes, sum_bytes, stat_bytes;
+// Into how many splits the rows of a purpose are cut, at most.
+struct SplitPlan {
+  int split_keys, max_splits;
 
-  ScratchPlan(const AttendRowsParams& p, Purpose purpose) {
-    constexpr int kSplitsAtOnce = 256;  // 67 MB of sums for 128 heads
+  SplitPlan(const AttendRowsParams& p, Purpose purpose) {
     split_keys = purpose == Purpose::kDecode ? kDecodeSplitKeys : kPrefillSplitKeys;
     const std::int64_t most_keys =
         p.sparse ? std::min<std::int64_t>(p.max_visible, p.selection.positions.cols)
                  : p.max_visible;
     max_splits = static_cast<int>(
         std::clamp<std::int64_t>((most_keys + split_keys - 1) / split_keys, 1, kMostSplits));
-    rows_at_once =
-        static_cast<int>(std::min<std::int64_t>(p.queries.rows, kSplitsAtOnce / max_splits));
-    const std::int64_t heads = std::int64_t{rows_at_once} * p.dims.num_heads;
+  }
+};
+
+// How many such rows the tensor cores take at once, and what lies in the scratch for them.
+struct ScratchPlan {
+  int rows_at_once;
+  std::int64_t query_bytes, sum_bytes, stat_bytes;
+
+  ScratchPlan(int num_heads, std::int64_t num_rows, int max_splits) {
+    constexpr int kSplitsAtOnce = 256;  // 67 MB of sums for 128 heads
+    rows_at_once = static_cast<int>(std::min<std::int64_t>(num_rows, kSplitsAtOnce / max_splits));
+    const std::int64_t heads = std::int64_t{rows_at_once} * num_heads;
     const std::int64_t split_heads = max_splits > 1 ? heads * max_splits : 0;
     query_bytes = heads * kLatentWidth * static_cast<int>(sizeof(bf16));
     sum_bytes = split_heads * kLatentDim * static_cast<int>(sizeof(float));
@@ -149,8 +160,10 @@ Status attend_on_tensor_cores(const AttendRowsParams& p, const Stream& stream) {
     for (; i < p.ranges.size() && p.ranges[i].purpose == purpose; ++i) {
       end = p.ranges[i].row_begin + p.ranges[i].num_rows;
     }
-    const ScratchPlan plan(p, purpose);
-    AttendLatentParams a{p, begin, 0, plan.split_keys, plan.max_splits, nullptr, nullptr, nullptr};
+    const SplitPlan splits(p, purpose);
+    const ScratchPlan plan(p.dims.num_heads, p.queries.rows, splits.max_splits);
+    AttendLatentParams a{p,       begin,   0,      splits.split_keys, splits.max_splits,
+                         nullptr, nullptr, nullptr};
     a.queries = reinterpret_cast<bf16*>(p.scratch);
     a.split_sums = reinterpret_cast<float*>(p.scratch + plan.query_bytes);
     a.split_stats = reinterpret_cast<SplitStat*>(p.scratch + plan.query_bytes + plan.sum_bytes);
@@ -170,7 +183,19 @@ std::int64_t attend_scratch_bytes(const AttendRowsParams& params) {
   if (params.queries.rows == 0 || !takes_tensor_cores(params)) return 0;
   std::int64_t bytes = 0;
   for (const RowRange& range : params.ranges) {
-    bytes = std::max(bytes, ScratchPlan(params, range.purpose).bytes());
+    const int max_splits = SplitPlan(params, range.purpose).max_splits;
+    bytes = std::max(bytes,
+                     ScratchPlan(params.dims.num_heads, params.queries.rows, max_splits).bytes());
+  }
+  return bytes;
+}
+
+std::int64_t attend_scratch_bound(const AttentionDims& dims, DType queries, DType cache,
+                                  std::int64_t num_rows) {
+  if (!suits_tensor_cores(dims, queries, cache)) return 0;
+  std::int64_t bytes = 0;
+  for (int max_splits = 1; max_splits <= kMostSplits; ++max_splits) {
+    bytes = std::max(bytes, ScratchPlan(dims.num_heads, num_rows, max_splits).bytes());
   }
   return bytes;
 }
@@ -179,9 +204,9 @@ Status launch_attend(const AttendRowsParams& params, const Stream& stream) {
   const AttendRowsParams& p = params;
   const AttentionDims& dims = p.dims;
   CHECK(p.queries.cols == std::int64_t{dims.num_heads} * (dims.nope_dim + dims.rope_dim) &&
-            p.cache.cols == dims.latent_dim + dims.rope_dim &&
+            holds(p.cache, latent_row(dims)) &&
             p.out.cols == std::int64_t{dims.num_heads} * dims.value_dim,
-        "attention: {} query columns, {} cache columns, {} out", p.queries.cols, p.cache.cols,
+        "attention: {} query columns, {} cache columns, {} out", p.queries.cols, p.cache.rows.cols,
         p.out.cols);
   CHECK(p.kv_b.cols == dims.latent_dim &&
             p.kv_b.rows == std::int64_t{dims.num_heads} * (dims.nope_dim + dims.value_dim),

@@ -1,5 +1,6 @@
 // Attention in latent space on tensor cores: all heads of a row share its keys, so a tile of keys
-// is gathered into shared memory once and multiplied with many heads.
+// is gathered into shared memory once and multiplied with many heads. Rows of an FP8 cache become
+// BF16 there, which is exact: from then on nothing differs.
 //
 // The keys of a row are split among blocks, and a second kernel merges the splits. Both the splits
 // and the tiles within them depend on the row's own number of keys and purpose alone, and every sum
@@ -8,6 +9,7 @@
 
 #include "gpu/error.h"
 #include "gpu/kernels/attend_steps.h"
+#include "gpu/kernels/common/kv_rows.cuh"
 #include "gpu/kernels/common/mma.cuh"
 #include "gpu/kernels/common/pages.cuh"
 #include "gpu/kernels/common/reduce.cuh"
@@ -43,6 +45,34 @@ __device__ unsigned swizzled(int row, int chunk, int width) {
   return static_cast<unsigned>(row * width * 2 + (chunk ^ (row % 8)) * kChunkBytes);
 }
 
+constexpr quant::KvRowLayout kFp8Row = quant::kv_row_layout({kLatentDim, kLatentRope});
+static_assert(kFp8Row.bytes % kChunkBytes == 0 && kFp8Row.kept_at % kChunkBytes == 0);
+static_assert(kLatentDim == 2 * kWarp * kChunk && kLatentRope <= kWarp * kChunk);
+
+// A lane's share of an FP8 row on its way: chunks `lane`, kWarp + `lane`, and one that is kept.
+struct Fp8Share {
+  uint2 codes[2];
+  float scales[2];
+  uint4 kept;
+
+  // Row `at` of `cache`; zeros where that is negative.
+  __device__ void load(const TensorView& cache, int at, int lane) {
+    const auto* row = static_cast<const unsigned char*>(cache.data) + max(at, 0) * cache.row_stride;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int chunk = i * kWarp + lane;
+      codes[i] = __ldg(reinterpret_cast<const uint2*>(row) + chunk);
+      scales[i] = __ldg(reinterpret_cast<const float*>(row + kFp8Row.scales_at) +
+                        chunk * kChunk / kKvGroup);
+      if (at < 0) codes[i] = {}, scales[i] = 0.0f;
+    }
+    kept = {};
+    if (at >= 0 && lane < kLatentRope / kChunk) {
+      kept = __ldg(reinterpret_cast<const uint4*>(row + kFp8Row.kept_at) + lane);
+    }
+  }
+};
+
 template <int kHeadTiles>
 struct Layout {
   static constexpr int kHeads = kHeadTiles * kMmaM;
@@ -59,7 +89,7 @@ struct Layout {
 
 // One block per group of heads, split and row. Scores: a warp takes a tile of heads and some keys.
 // Sums: a warp takes all heads and an eighth of the latent.
-template <int kHeadTiles>
+template <int kHeadTiles, bool kFp8>
 __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams a, int num_stages) {
   using L = Layout<kHeadTiles>;
   constexpr unsigned kRowBytes = kLatentWidth * 2, kWeightRowBytes = kTileKeys * 2;
@@ -105,19 +135,45 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
     found = find_rows(found_positions);
     found_positions = find_positions(tile + 2);
   };
-  const auto load_key = [&](unsigned stage, int key, bool wanted) {
+  const auto place_of = [&](unsigned stage, int key) {  // of the lane's first chunk
+    return stage + warp * 8 * kRowBytes + swizzled(key, lane, kLatentWidth);
+  };
+  const auto copy_key = [&](unsigned stage, int key, bool wanted) {
     const int at = __shfl_sync(kAllLanes, found, key);
+    const TensorView& rows = p.cache.rows;
     const bf16* from =
-        static_cast<const bf16*>(p.cache.data) + max(at, 0) * p.cache.row_stride + lane * kChunk;
-    const unsigned to = stage + warp * 8 * kRowBytes + swizzled(key, lane, kLatentWidth);
+        static_cast<const bf16*>(rows.data) + max(at, 0) * rows.row_stride + lane * kChunk;
+    const unsigned to = place_of(stage, key);
 #pragma unroll
     for (int i = 0; i < kChunks; i += kWarp) {
       copy_async(to + i * kChunkBytes, from + i * kChunk, at >= 0, wanted && i + lane < kChunks);
     }
   };
+  // FP8 rows pass through registers: one is asked for, then widened while the next is on its way.
+  Fp8Share share;
+  const auto ask_for_key = [&](int key, bool wanted) {
+    const int at = __shfl_sync(kAllLanes, found, key);
+    if (wanted) share.load(p.cache.rows, at, lane);
+  };
+  const auto widen_key = [&](unsigned stage, int key, bool wanted) {
+    if (!wanted) return;
+    const unsigned to = place_of(stage, key);
+    write_16(to, widen_codes(share.codes[0], share.scales[0]));
+    write_16(to + kWarp * kChunkBytes, widen_codes(share.codes[1], share.scales[1]));
+    if (lane < kLatentRope / kChunk) write_16(to + 2 * kWarp * kChunkBytes, share.kept);
+  };
+  // Turn `turn` of nine: the key of that number is asked for, and the one before has come.
+  const auto load_key = [&](unsigned stage, int turn, bool wanted) {
+    if constexpr (kFp8) {
+      if (turn > 0) widen_key(stage, turn - 1, wanted);
+      if (turn < 8) ask_for_key(turn, wanted);
+    } else {
+      if (turn < 8) copy_key(stage, turn, wanted);
+    }
+  };
   const auto load_tile = [&](int tile) {
 #pragma unroll
-    for (int key = 0; key < 8; ++key) load_key(keys, key, true);
+    for (int turn = 0; turn < 9; ++turn) load_key(keys, turn, true);
     find_next(tile);
   };
   for (int i = thread; i < L::kHeads * kChunks; i += kThreads) {
@@ -167,7 +223,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
         tile_keys + (key_warp * L::kWarpKeyTiles * kMmaN + matrix_row) * kRowBytes;
 #pragma unroll
     for (int k = 0; k < kChunks; k += 8) {
-      if (k < 64) load_key(other_keys, k / 8, ahead);
+      load_key(other_keys, k / 8, ahead);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         unsigned loaded[2][4];
@@ -352,14 +408,16 @@ template <int kHeadTiles>
 Status launch_tiles(const AttendLatentParams& a, int num_stages, const Stream& stream) {
   using L = Layout<kHeadTiles>;
   const int shared_bytes = L::shared_bytes(num_stages);
+  auto* const kernel =
+      a.rows.cache.is_fp8() ? attend_latent<kHeadTiles, true> : attend_latent<kHeadTiles, false>;
   RETURN_IF_ERROR(
-      cuda_status(cudaFuncSetAttribute(attend_latent<kHeadTiles>,
-                                       cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
-                  "attention: shared memory for a tile of keys"),
+      cuda_status(
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
+          "attention: shared memory for a tile of keys"),
       "{} bytes", shared_bytes);
   const dim3 grid(static_cast<unsigned>(a.rows.dims.num_heads / L::kHeads),
                   static_cast<unsigned>(a.max_splits), static_cast<unsigned>(a.num_rows));
-  attend_latent<kHeadTiles><<<grid, kThreads, shared_bytes, native(stream)>>>(a, num_stages);
+  kernel<<<grid, kThreads, shared_bytes, native(stream)>>>(a, num_stages);
   return launch_status("attend_latent");
 }
 

@@ -1,5 +1,6 @@
 // Scores for any dimensions and types.
 #include "gpu/error.h"
+#include "gpu/kernels/common/kv_rows.cuh"
 #include "gpu/kernels/common/pages.cuh"
 #include "gpu/kernels/common/reduce.cuh"
 #include "gpu/kernels/common/rows.cuh"
@@ -24,7 +25,7 @@ __global__ void __launch_bounds__(kThreads) index_scores(IndexScoreParams p) {
   const int begin = static_cast<int>(blockIdx.x) * kPositionsPerBlock;
   if (visible <= p.dims.top_k || begin >= visible) return;
   for (int i = static_cast<int>(threadIdx.x); i < num_heads * dim; i += kThreads) {
-    queries[i / dim * stride + i % dim] = load(p.queries, row, i);
+    queries[i / dim * stride + i % dim] = load(p.queries, blockIdx.y, i);
   }
   __syncthreads();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -35,13 +36,13 @@ __global__ void __launch_bounds__(kThreads) index_scores(IndexScoreParams p) {
   for (int position = begin + warp; position < end; position += kThreads / kWarp) {
     const std::int64_t at = cache_row(pages, position);
     __syncwarp();
-    for (int d = lane; d < dim; d += kWarp) key[d] = load(p.cache, at, d);
+    for (int d = lane; d < dim; d += kWarp) key[d] = load_cached(p.cache, at, d);
     __syncwarp();
     float score = 0.0f;
     for (int head = lane; head < num_heads; head += kWarp) {
       float dot = 0.0f;
       for (int d = 0; d < dim; ++d) dot = __fmaf_rn(queries[head * stride + d], key[d], dot);
-      score = __fmaf_rn(fmaxf(dot, 0.0f), load(p.weights, row, head), score);
+      score = __fmaf_rn(fmaxf(dot, 0.0f), load(p.weights, blockIdx.y, head), score);
     }
     score = warp_sum(score);
     if (lane == 0) p.scores[blockIdx.y * p.score_stride + position] = score;
@@ -53,9 +54,10 @@ __global__ void __launch_bounds__(kThreads) index_scores(IndexScoreParams p) {
 Status launch_index_scores(const IndexScoreParams& params, const Stream& stream) {
   const IndexScoreParams& p = params;
   CHECK(p.queries.cols == std::int64_t{p.dims.num_heads} * p.dims.head_dim &&
-            p.cache.cols == p.dims.head_dim && p.weights.cols == p.dims.num_heads,
+            holds(p.cache, index_key_row(p.dims)) && p.weights.cols == p.dims.num_heads &&
+            p.queries.rows == p.num_rows && p.weights.rows == p.num_rows,
         "indexer of {} heads of {}: {} query columns, {} cache columns, {} weights",
-        p.dims.num_heads, p.dims.head_dim, p.queries.cols, p.cache.cols, p.weights.cols);
+        p.dims.num_heads, p.dims.head_dim, p.queries.cols, p.cache.rows.cols, p.weights.cols);
   if (p.num_rows == 0 || p.max_visible <= p.dims.top_k) return {};
   if (scores_on_tensor_cores(p)) return launch_index_scores_mma(p, stream);
   const int shared_bytes =

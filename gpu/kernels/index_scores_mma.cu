@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "gpu/error.h"
+#include "gpu/kernels/common/kv_rows.cuh"
 #include "gpu/kernels/common/mma.cuh"
 #include "gpu/kernels/common/pages.cuh"
 #include "gpu/kernels/common/reduce.cuh"
@@ -63,12 +64,45 @@ __device__ void load_queries(const IndexScoreParams& p, std::int64_t row, uint4*
   }
 }
 
-// This lane's share of the key at `key`.
-__device__ void load_key(const bf16* key, uint4 (&out)[kLoads]) {
-  const auto* chunks = reinterpret_cast<const uint4*>(key) + this_lane().member;
+// This lane's share of a cached key, as it lies there.
+template <bool kFp8>
+struct CachedKey;
+
+template <>
+struct CachedKey<false> {
+  uint4 chunks[kLoads];
+
+  __device__ void load(const TensorView& cache, std::int64_t row) {
+    const auto* key = static_cast<const bf16*>(cache.data) + row * cache.row_stride;
+    const auto* from = reinterpret_cast<const uint4*>(key) + this_lane().member;
 #pragma unroll
-  for (int i = 0; i < kLoads; ++i) out[i] = __ldg(chunks + 4 * i);
-}
+    for (int i = 0; i < kLoads; ++i) chunks[i] = __ldg(from + 4 * i);
+  }
+  __device__ void widen(uint4 (&out)[kLoads]) const {
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) out[i] = chunks[i];
+  }
+};
+
+template <>
+struct CachedKey<true> {
+  uint2 codes[kLoads];
+  float scale;
+
+  __device__ void load(const TensorView& cache, std::int64_t row) {
+    const auto* key = reinterpret_cast<const unsigned*>(static_cast<const std::byte*>(cache.data) +
+                                                        row * cache.row_stride);
+    const auto* from = key + 2 * this_lane().member;
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) codes[i] = {__ldg(from + 8 * i), __ldg(from + 8 * i + 1)};
+    scale = __uint_as_float(__ldg(key + kIndexDim / 4));
+  }
+  __device__ void widen(uint4 (&out)[kLoads]) const {
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) out[i] = widen_codes(codes[i], scale);
+  }
+};
+static_assert(quant::kv_row_layout({kIndexDim, 0}).scales_at == kIndexDim && kIndexDim == kKvGroup);
 
 // Scores of keys 2 * member and 2 * member + 1 of each tile, where keys[tile] is this lane's share
 // of the tile's key `group`.
@@ -114,36 +148,41 @@ __device__ void score_keys(const uint4 (&keys)[kTiles][kLoads], const uint4* que
 
 // One block per stretch of the only row's positions; a warp takes a page. Shared memory: queries,
 // weights [heads].
+template <bool kFp8>
 __global__ void __launch_bounds__(kThreads, 2) stream_scores(IndexScoreParams p) {
   extern __shared__ uint4 queries[];
   auto* weights = reinterpret_cast<float*>(queries + p.dims.num_heads * kIndexDim / kChunk);
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const Lane lane = this_lane();
   const std::int64_t row = p.row_begin;
-  const int visible = p.max_visible;  // the only row's
+  const int visible = p.step.positions[row] + 1;
   const int page = static_cast<int>(blockIdx.x) * kWarps + warp;
+  if (static_cast<int>(blockIdx.x) * kWarps * kPageTokens >= visible) return;
   constexpr int kTurnTiles = 2, kTurns = kPageTokens / kMmaN / kTurnTiles;
   const std::int64_t first = cache_row(p.step.index_pages + p.step.index_first[row],
                                        min(page, (visible - 1) / kPageTokens) * kPageTokens);
   // Rows of the page behind the last position hold nothing, but can be read.
-  uint4 keys[2][kTurnTiles][kLoads];  // two turns ahead
-  const auto load_turn = [&](int turn, uint4(&out)[kTurnTiles][kLoads]) {
+  CachedKey<kFp8> cached[2][kTurnTiles];  // two turns ahead
+  const auto load_turn = [&](int turn, CachedKey<kFp8>(&out)[kTurnTiles]) {
 #pragma unroll
     for (int n = 0; n < kTurnTiles; ++n) {
       const std::int64_t at = first + (turn * kTurnTiles + n) * kMmaN + lane.group;
-      load_key(static_cast<const bf16*>(p.cache.data) + at * p.cache.row_stride, out[n]);
+      out[n].load(p.cache.rows, at);
     }
   };
-  load_turn(0, keys[0]);
-  load_turn(1, keys[1]);
-  load_queries(p, row, queries, weights);
+  load_turn(0, cached[0]);
+  load_turn(1, cached[1]);
+  load_queries(p, 0, queries, weights);
   wait_for_copies();
   __syncthreads();
 #pragma unroll
   for (int turn = 0; turn < kTurns; ++turn) {
+    uint4 keys[kTurnTiles][kLoads];
+#pragma unroll
+    for (int n = 0; n < kTurnTiles; ++n) cached[turn % 2][n].widen(keys[n]);
     float scores[kTurnTiles][2];
-    score_keys(keys[turn % 2], queries, weights, p.dims.num_heads, scores);
-    if (turn + 2 < kTurns) load_turn(turn + 2, keys[turn % 2]);
+    score_keys(keys, queries, weights, p.dims.num_heads, scores);
+    if (turn + 2 < kTurns) load_turn(turn + 2, cached[turn % 2]);
     if (lane.group >= kTurnTiles) continue;  // one group stores one tile
     const int tile = turn * kTurnTiles + lane.group;
     const int position = page * kPageTokens + tile * kMmaN + 2 * lane.member;
@@ -157,6 +196,7 @@ __global__ void __launch_bounds__(kThreads, 2) stream_scores(IndexScoreParams p)
 
 // One block per stretch of positions and few rows. Shared memory: two rows' queries, then their
 // weights [heads].
+template <bool kFp8>
 __global__ void __launch_bounds__(kThreads, 2)
     hold_keys_and_score(IndexScoreParams p, int rows_per_block) {
   extern __shared__ uint4 queries[];
@@ -178,8 +218,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     return local_row;
   };
   const auto load_row = [&](int local_row, int buffer) {
-    load_queries(p, p.row_begin + local_row, queries + buffer * row_fragments,
-                 all_weights + buffer * num_heads);
+    load_queries(p, local_row, queries + buffer * row_fragments, all_weights + buffer * num_heads);
   };
   uint4 keys[kWarpTiles][kLoads];
   int held_sequence = -1, held_end = 0;  // whose keys are in registers, up to which position
@@ -200,7 +239,9 @@ __global__ void __launch_bounds__(kThreads, 2)
       for (int n = 0; n < kWarpTiles; ++n) {
         const int position = begin + n * kMmaN + lane.group;
         const std::int64_t at = cache_row(pages, min(position, visible - 1));
-        load_key(static_cast<const bf16*>(p.cache.data) + at * p.cache.row_stride, keys[n]);
+        CachedKey<kFp8> cached;
+        cached.load(p.cache.rows, at);
+        cached.widen(keys[n]);
       }
     }
 
@@ -233,10 +274,14 @@ bool is_aligned(const TensorView& x) {
 
 bool scores_on_tensor_cores(const IndexScoreParams& params) {
   const IndexScoreParams& p = params;
-  return p.queries.dtype == DType::kBf16 && p.cache.dtype == DType::kBf16 &&
-         p.weights.dtype == DType::kF32 && p.dims.head_dim == kIndexDim &&
-         p.dims.num_heads % kMmaM == 0 && p.dims.num_heads <= kMostIndexHeads &&
-         is_aligned(p.queries) && is_aligned(p.cache);
+  const TensorView& rows = p.cache.rows;
+  const bool takes_cache =
+      p.cache.is_fp8()
+          ? reinterpret_cast<std::uintptr_t>(rows.data) % 4 == 0 && rows.row_stride % 4 == 0
+          : rows.dtype == DType::kBf16 && is_aligned(rows);
+  return p.queries.dtype == DType::kBf16 && takes_cache && p.weights.dtype == DType::kF32 &&
+         p.dims.head_dim == kIndexDim && p.dims.num_heads % kMmaM == 0 &&
+         p.dims.num_heads <= kMostIndexHeads && is_aligned(p.queries);
 }
 
 Status launch_index_scores_mma(const IndexScoreParams& params, const Stream& stream) {
@@ -249,17 +294,19 @@ Status launch_index_scores_mma(const IndexScoreParams& params, const Stream& str
         "indexer: shared memory for queries");
   };
   if (p.num_rows == 1) {
-    RETURN_IF_ERROR(allow(stream_scores, row_bytes));
+    auto* const kernel = p.cache.is_fp8() ? stream_scores<true> : stream_scores<false>;
+    RETURN_IF_ERROR(allow(kernel, row_bytes));
     const unsigned stretches = blocks_for(p.max_visible, kWarps * kPageTokens);
-    stream_scores<<<stretches, kThreads, row_bytes, native(stream)>>>(p);
+    kernel<<<stretches, kThreads, row_bytes, native(stream)>>>(p);
     return launch_status("stream_scores");
   }
-  RETURN_IF_ERROR(allow(hold_keys_and_score, 2 * row_bytes));
+  auto* const kernel = p.cache.is_fp8() ? hold_keys_and_score<true> : hold_keys_and_score<false>;
+  RETURN_IF_ERROR(allow(kernel, 2 * row_bytes));
   const unsigned stretches = blocks_for(p.max_visible, kBlockKeys);
   const int rows_per_block =
       std::clamp(static_cast<int>(stretches) * p.num_rows / kEnoughBlocks, 1, kMostRowsPerBlock);
   const dim3 grid(stretches, blocks_for(p.num_rows, rows_per_block));
-  hold_keys_and_score<<<grid, kThreads, 2 * row_bytes, native(stream)>>>(p, rows_per_block);
+  kernel<<<grid, kThreads, 2 * row_bytes, native(stream)>>>(p, rows_per_block);
   return launch_status("hold_keys_and_score");
 }
 

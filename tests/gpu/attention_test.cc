@@ -11,12 +11,11 @@ namespace {
 
 class CudaAttention : public CudaTest {
  protected:
-  // Positions that select() must choose for `row`; empty: all.
-  static std::vector<std::int32_t> best(const TestStep& step, int row, const IndexerDims& dims,
-                                        const Values& queries, const Values& weights,
-                                        const Values& keys) {
+  // Scores of the positions that `row` sees.
+  static std::vector<double> scores_of(const TestStep& step, int row, const IndexerDims& dims,
+                                       const Values& queries, const Values& weights,
+                                       const Values& keys) {
     const int visible = step.positions[static_cast<std::size_t>(row)] + 1;
-    if (visible <= dims.top_k) return {};
     std::vector<double> scores(static_cast<std::size_t>(visible));
     for (int j = 0; j < visible; ++j) {
       const std::int64_t at = step.cache_row(step.sequence_of(row), j);
@@ -28,33 +27,71 @@ class CudaAttention : public CudaTest {
         scores[static_cast<std::size_t>(j)] += std::max(dot, 0.0) * weights.at(row, h);
       }
     }
+    return scores;
+  }
+
+  // Positions of the best scores, ties to the lower one.
+  static std::vector<std::int32_t> best(const std::vector<double>& scores, int top_k) {
     std::vector<std::int32_t> order(scores.size());
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
       return scores[static_cast<std::size_t>(a)] > scores[static_cast<std::size_t>(b)];
     });
-    order.resize(static_cast<std::size_t>(dims.top_k));
+    order.resize(static_cast<std::size_t>(top_k));
     std::sort(order.begin(), order.end());
     return order;
+  }
+
+  // Where scores are rounded, those near the cut may go either way.
+  static void expect_about_best(const std::vector<double>& scores, const std::int32_t* got,
+                                int top_k, int row) {
+    std::vector<double> sorted = scores;
+    std::sort(sorted.begin(), sorted.end(), std::greater<>());
+    const double cut = sorted[static_cast<std::size_t>(top_k - 1)];
+    const double slack = 1e-4 * std::max(std::fabs(sorted.front()), std::fabs(sorted.back()));
+    std::size_t next = 0;
+    for (std::int32_t j = 0; j < static_cast<std::int32_t>(scores.size()); ++j) {
+      const bool chosen = next < static_cast<std::size_t>(top_k) && got[next] == j;
+      if (chosen) ++next;
+      const double score = scores[static_cast<std::size_t>(j)];
+      ASSERT_TRUE(chosen ? score >= cut - slack : score <= cut + slack)
+          << "row " << row << " position " << j << ", score " << score << ", cut " << cut;
+    }
+    ASSERT_EQ(next, static_cast<std::size_t>(top_k)) << "row " << row;
   }
 
   void check_selection(const TestStep& step, const IndexerDims& dims, const Values& queries,
                        const Values& weights, const Values& keys) {
     begin(step);
+    const KvRow row = index_key_row(dims);
     const Tensor q = upload(queries, activation), w = upload(weights, DType::kF32);
-    const Tensor k = upload(keys, backend->kv_dtype());
+    const Tensor k = upload_cache(*backend, row, keys);
     const Tensor positions = empty(DType::kI32, step.num_rows(), dims.top_k);
     const Tensor counts = empty(DType::kI32, step.num_rows(), 1);
     backend->select(step.view,
-                    {dims, q.view(), w.view(), {k.view()}, {positions.view(), counts.view()}});
+                    {dims, q.view(), w.view(), {k.view(), row}, {positions.view(), counts.view()}});
     const auto got = download_ints(positions.view()), got_counts = download_ints(counts.view());
+    const Values kept = as_cached(GetParam().kv, row, keys);
+    Values multiplied = queries;
+    for (int t = 0; t < step.num_rows() && fp8_cache(); ++t) {
+      for (int h = 0; h < dims.num_heads; ++h) {
+        quant::round_index_query(&multiplied.at(t, h * dims.head_dim), dims.head_dim);
+      }
+    }
     for (int t = 0; t < step.num_rows(); ++t) {
-      const auto expected = best(step, t, dims, queries, weights, keys);
-      const auto row = static_cast<std::size_t>(t);
-      ASSERT_EQ(got_counts[row], expected.empty() ? -1 : dims.top_k) << "row " << t;
+      const bool scored = step.positions[static_cast<std::size_t>(t)] >= dims.top_k;
+      ASSERT_EQ(got_counts[static_cast<std::size_t>(t)], scored ? dims.top_k : -1) << "row " << t;
+      if (!scored) continue;
+      const auto scores = scores_of(step, t, dims, multiplied, weights, kept);
+      const std::int32_t* const choice = &got[static_cast<std::size_t>(t * dims.top_k)];
+      if (fp8_cache()) {
+        expect_about_best(scores, choice, dims.top_k, t);
+        if (HasFatalFailure()) return;
+        continue;
+      }
+      const auto expected = best(scores, dims.top_k);
       for (std::size_t i = 0; i < expected.size(); ++i) {
-        ASSERT_EQ(got[row * static_cast<std::size_t>(dims.top_k) + i], expected[i])
-            << "row " << t << " choice " << i;
+        ASSERT_EQ(choice[i], expected[i]) << "row " << t << " choice " << i;
       }
     }
   }
@@ -62,7 +99,8 @@ class CudaAttention : public CudaTest {
 
 TEST_P(CudaAttention, SelectsTheBestAndTheLowestOfTies) {
   Random random(20);
-  const IndexerDims dims{3, 10, 70};
+  const int dim = fp8_cache() ? 16 : 10;  // 16: can be rotated
+  const IndexerDims dims{3, dim, 70};
   // Dense rows, the first sparse ones, and more rows than are scored at once.
   const TestStep step({{75, 10}, {1500, 2}, {700, 90, Purpose::kPrefill}});
   // Small integers: scores are exact and tie often.
@@ -71,8 +109,8 @@ TEST_P(CudaAttention, SelectsTheBestAndTheLowestOfTies) {
     for (float& value : values.data) value = static_cast<float>(random.below(5) - 2);
     return values;
   };
-  check_selection(step, dims, integers(step.num_rows(), 30), integers(step.num_rows(), 3),
-                  integers(step.cache_rows(), 10));
+  check_selection(step, dims, integers(step.num_rows(), 3 * dim), integers(step.num_rows(), 3),
+                  integers(step.cache_rows(), dim));
 }
 
 TEST_P(CudaAttention, SelectsTheLowestWhereAllTie) {
@@ -147,10 +185,13 @@ class CudaAttend : public CudaAttention {
     begin(step);
     const int num_rows = step.num_rows();
     const Values queries = random.values(num_rows, heads * query_dim, activation);
-    const Values cache = random.values(step.cache_rows(), width, backend->kv_dtype());
+    const KvRow row = latent_row(dims);
+    const Values written = random.values(step.cache_rows(), width);
+    const Values cache = as_cached(GetParam().kv, row, written);
     HostMatrix kv_b =
         random.matrix(c.format, heads * (dims.nope_dim + dims.value_dim), dims.latent_dim);
-    const Tensor q = upload(queries, activation), latents = upload(cache, backend->kv_dtype());
+    const Tensor q = upload(queries, activation);
+    const Tensor latents = upload_cache(*backend, row, written);
     const Tensor out = empty(activation, num_rows, heads * dims.value_dim);
     auto weight = backend->adopt_kv_b(kv_b.view, dims);
     ASSERT_TRUE(weight.ok());
@@ -179,7 +220,7 @@ class CudaAttend : public CudaAttention {
     backend->attend(step.view, {dims,
                                 q.view(),
                                 weight->get(),
-                                {latents.view()},
+                                {latents.view(), row},
                                 c.top_k != 0 ? &selection : nullptr,
                                 out.view()});
     const Values got = download(out.view());
@@ -289,8 +330,8 @@ TEST_P(CudaAttend, BatchesChangeNoBit) {
   const TestStep step({{1, 1}, {63, 1}, {64, 1}, {65, 1}, {700, 60}, {2048, 2}, {5000, 40}});
   const int num_rows = step.num_rows(), query_dim = dims.num_heads * (128 + 64);
   const Tensor q = upload(random.values(num_rows, query_dim, activation), activation);
-  const Tensor latents =
-      upload(random.values(step.cache_rows(), 576, backend->kv_dtype()), backend->kv_dtype());
+  const KvRow row = latent_row(dims);
+  const Tensor latents = upload_cache(*backend, row, random.values(step.cache_rows(), 576));
   HostMatrix kv_b = random.matrix(QuantFormat::kF8E4m3B128, dims.num_heads * 256, 512);
   auto weight = backend->adopt_kv_b(kv_b.view, dims);
   ASSERT_TRUE(weight.ok());
@@ -313,7 +354,7 @@ TEST_P(CudaAttend, BatchesChangeNoBit) {
     backend->attend(view, {dims,
                            q.view().row_slice(begin, view.num_rows()),
                            weight->get(),
-                           {latents.view()},
+                           {latents.view(), row},
                            sparse ? &selection : nullptr,
                            out.view()});
     return download(out.view());
@@ -344,10 +385,84 @@ TEST_P(CudaAttend, BatchesChangeNoBit) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Activations, CudaAttention, testing::Values(DType::kBf16, DType::kF32),
-                         dtype_of_test);
-INSTANTIATE_TEST_SUITE_P(Activations, CudaAttend, testing::Values(DType::kBf16, DType::kF32),
-                         dtype_of_test);
+// Rows and keys byte for byte as the host encodes them, whatever they hold.
+TEST_P(CudaAttention, AppendsFp8RowsAsTheHostDoes) {
+  if (!fp8_cache()) GTEST_SKIP() << "an FP8 cache only";
+  Random random(26);
+  for (const KvRow& row : {KvRow{512, 64}, {40, 8}, {301, 9}, {128, 0}, {32, 0}, {256, 0}}) {
+    const bool is_key = row.kept == 0;
+    const TestStep step({{70, 8}, {130, 1}});
+    begin(step);
+    Values x = random.values(9, row.num_values(), activation, 3.0f);
+    for (std::int64_t c = 0; c < x.cols; ++c) {
+      x.at(1, c) = 0.0f;
+      x.at(2, c) = as_stored(activation, x.at(2, c) * 1e-6f);
+      x.at(3, c) = as_stored(activation, x.at(3, c) * 1e30f);
+    }
+    x.at(4, 5) = INFINITY;
+    x.at(5, 3) = NAN;
+    const std::int64_t bytes = quant::kv_row_layout(row).bytes;
+    const Tensor device_x = upload(x, activation);
+    const Tensor cache = empty(DType::kU8, step.cache_rows(), bytes);
+    if (is_key) {
+      backend->append_index_key(step.view, device_x.view(), {cache.view(), row});
+    } else {
+      backend->append_latent(step.view, device_x.view(), {cache.view(), row});
+    }
+    std::vector<std::byte> got(static_cast<std::size_t>(step.cache_rows() * bytes));
+    std::vector<std::byte> expected(got.size());
+    backend->copy_out(got.data(), cache.view());
+    expect_fine();
+    for (int t = 0; t < 9; ++t) {
+      if (is_key) quant::rotate_index_vector(&x.at(t, 0), row.num_values());
+      const std::int64_t place =
+          step.cache_row(step.sequence_of(t), step.positions[static_cast<std::size_t>(t)]);
+      quant::encode_kv_row(row, x.row(t), expected.data() + place * bytes);
+    }
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      ASSERT_EQ(got[i], expected[i]) << row.quantised << ": byte " << i % bytes << " of row "
+                                     << i / static_cast<std::size_t>(bytes);
+    }
+  }
+}
+
+// What FP8 stands for is exact in BF16: the same bits as over a BF16 cache of the same values, with
+// and without tensor cores.
+TEST_P(CudaAttend, AnFp8CacheIsABf16CacheOfItsValues) {
+  if (!fp8_cache()) GTEST_SKIP() << "an FP8 cache only";
+  Random random(27);
+  for (const AttentionDims& dims :
+       {AttentionDims{64, 128, 64, 128, 512, 0.02f}, AttentionDims{3, 24, 9, 20, 301, 0.1f}}) {
+    const TestStep step({{1, 1}, {65, 2}, {1300, 3}, {300, 70, Purpose::kPrefill}});
+    const KvRow row = latent_row(dims);
+    const Values written = random.values(step.cache_rows(), row.num_values());
+    const Values kept = as_cached(KvFormat::kFp8, row, written);
+    const Values q =
+        random.values(step.num_rows(),
+                      std::int64_t{dims.num_heads} * (dims.nope_dim + dims.rope_dim), activation);
+    HostMatrix kv_b = random.matrix(
+        QuantFormat::kBf16, dims.num_heads * (dims.nope_dim + dims.value_dim), dims.latent_dim);
+    std::vector<Values> results;
+    const auto other = make_backend({activation, KvFormat::kBf16});
+    for (Backend* b : {backend.get(), other.get()}) {
+      const Tensor cache = upload_cache(*b, row, b == other.get() ? kept : written);
+      const Tensor queries = upload(q, activation);
+      auto weight = b->adopt_kv_b(kv_b.view, dims);
+      ASSERT_TRUE(weight.ok());
+      const Tensor out =
+          empty(activation, step.num_rows(), std::int64_t{dims.num_heads} * dims.value_dim);
+      ASSERT_TRUE(b->begin_step(step.view).ok());
+      b->attend(step.view,
+                {dims, queries.view(), weight->get(), {cache.view(), row}, nullptr, out.view()});
+      ASSERT_TRUE(b->finish().ok());
+      results.push_back(download(out.view()));
+    }
+    ASSERT_EQ(results[0].data, results[1].data) << dims.latent_dim;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Activations, CudaAttention, testing::ValuesIn(kCacheTypes), types_of_test);
+INSTANTIATE_TEST_SUITE_P(Activations, CudaAttend, testing::ValuesIn(kCacheTypes), types_of_test);
 
 }  // namespace
 }  // namespace stoker

@@ -5,12 +5,14 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "gpu/factory.h"
+#include "quant/kv_rows.h"
 #include "quant/tile16.h"
 
 namespace stoker {
@@ -160,19 +162,80 @@ struct TestStep {
   StepView view;
 };
 
-// Once for BF16 and once for F32 activations and caches.
-class CudaTest : public testing::TestWithParam<DType> {
+// What a backend computes and caches with.
+struct CudaTypes {
+  DType activations;
+  KvFormat kv;
+};
+inline constexpr CudaTypes kPlainTypes[] = {{DType::kBf16, KvFormat::kBf16},
+                                            {DType::kF32, KvFormat::kF32}};
+// For what depends on the form of a cache.
+inline constexpr CudaTypes kCacheTypes[] = {{DType::kBf16, KvFormat::kBf16},
+                                            {DType::kF32, KvFormat::kF32},
+                                            {DType::kBf16, KvFormat::kFp8},
+                                            {DType::kF32, KvFormat::kFp8}};
+
+class CudaTest : public testing::TestWithParam<CudaTypes> {
  protected:
   void SetUp() override {
     if (list_gpus().empty()) GTEST_SKIP() << "no CUDA device: " << cuda_support();
+    backend = make_backend(GetParam());
+    activation = GetParam().activations;
+  }
+
+  static CudaBackendOptions options_for(const CudaTypes& types) {
     CudaBackendOptions options;
-    options.activations = GetParam();
-    options.kv_cache = GetParam();
+    options.activations = types.activations;
+    options.kv_format = types.kv;
     options.staging_bytes = 4096;  // small, so that it wraps
+    return options;
+  }
+  static std::unique_ptr<Backend> make_backend(const CudaBackendOptions& options) {
     auto made = make_cuda_backend(options);
-    ASSERT_TRUE(made.ok()) << made.error().message();
-    backend = std::move(made).value();
-    activation = GetParam();
+    CHECK(made.ok(), "{}", made.error().message());
+    return std::move(made).value();
+  }
+  static std::unique_ptr<Backend> make_backend(const CudaTypes& types) {
+    return make_backend(options_for(types));
+  }
+  bool fp8_cache() const { return GetParam().kv == KvFormat::kFp8; }
+
+  // Values as they come back from a cache of that form.
+  static Values as_cached(KvFormat kv, const KvRow& row, const Values& values) {
+    Values kept = values;
+    std::vector<std::byte> bytes(static_cast<std::size_t>(quant::kv_row_layout(row).bytes));
+    for (std::int64_t r = 0; r < values.rows; ++r) {
+      if (kv == KvFormat::kFp8) {
+        quant::encode_kv_row(row, values.row(r), bytes.data());
+        quant::decode_kv_row(row, bytes.data(), &kept.at(r, 0));
+      } else if (kv == KvFormat::kBf16) {
+        for (std::int64_t c = 0; c < values.cols; ++c) {
+          kept.at(r, c) = round_to_bf16(values.at(r, c));
+        }
+      }
+    }
+    return kept;
+  }
+  // A cache of `to` that holds `values`; its tensor must outlive what is done with the layer.
+  Tensor upload_cache(Backend& to, const KvRow& row, const Values& values) {
+    const KvMatrix matrix = kv_matrix(to.kv_format(), row);
+    auto tensor = to.allocate(matrix.dtype, values.rows, matrix.cols);
+    CHECK(tensor.ok(), "{}", tensor.error().message());
+    std::vector<std::byte> bytes(static_cast<std::size_t>(values.rows * matrix.row_bytes()));
+    for (std::int64_t r = 0; r < values.rows; ++r) {
+      std::byte* const at = bytes.data() + r * matrix.row_bytes();
+      if (to.kv_format() == KvFormat::kFp8) quant::encode_kv_row(row, values.row(r), at);
+      for (std::int64_t c = 0; c < values.cols && to.kv_format() != KvFormat::kFp8; ++c) {
+        const float value = values.at(r, c);
+        const bf16 rounded = to_bf16(value);
+        std::memcpy(at + c * dtype_bytes(matrix.dtype),
+                    matrix.dtype == DType::kF32 ? static_cast<const void*>(&value) : &rounded,
+                    static_cast<std::size_t>(dtype_bytes(matrix.dtype)));
+      }
+    }
+    to.copy_in(tensor->view(), bytes.data());
+    EXPECT_TRUE(to.finish().ok());
+    return std::move(tensor).value();
   }
 
   Tensor upload(const Values& values, DType dtype) {
@@ -243,8 +306,10 @@ class CudaTest : public testing::TestWithParam<DType> {
   DType activation = DType::kF32;
 };
 
-inline std::string dtype_of_test(const testing::TestParamInfo<DType>& info) {
-  return std::string(dtype_name(info.param));
+inline std::string types_of_test(const testing::TestParamInfo<CudaTypes>& info) {
+  return std::string(dtype_name(info.param.activations))
+      .append("_")
+      .append(kv_format_name(info.param.kv));
 }
 
 }  // namespace stoker

@@ -12,17 +12,21 @@ namespace {
 using test::random_tokens;
 using test::tiny_config;
 using test::TinyEngine;
+using test::TinyPaging;
 using Rows = std::vector<std::vector<float>>;
 
 constexpr int kTokens = 80;  // more than a page, and than index_topk
 
 class CudaModel : public CudaTest {
  protected:
-  std::unique_ptr<Backend> cuda() {
-    CudaBackendOptions options;
-    options.activations = GetParam();
-    options.kv_cache = GetParam();
-    return make_cuda_backend(options).value();
+  // Experts are paged into host memory, and computed on the device of `backends`.
+  static TinyEngine engine_on(const std::string& config, EngineBackends backends) {
+    TinyPaging paging;
+    paging.manager.site = backends.backends.front()->device();
+    return {config, std::move(backends), test::kTinyRunner, nullptr, paging};
+  }
+  TinyEngine on_cuda(const std::string& config = tiny_config()) {
+    return engine_on(config, make_backend(GetParam()));
   }
 
   static Rows prefill(TinyEngine& engine, std::span<const TokenId> tokens) {
@@ -32,11 +36,11 @@ class CudaModel : public CudaTest {
 };
 
 TEST_P(CudaModel, LogitsAreTheReferences) {
-  if (GetParam() != DType::kF32) GTEST_SKIP() << "the reference rounds nothing to BF16";
+  if (GetParam().kv != KvFormat::kF32) GTEST_SKIP() << "the reference rounds nothing";
   for (const char* type : {"deepseek_v32", "deepseek_v3"}) {
     for (const char* dtype : {"fp8", "bf16", "f32"}) {
       SCOPED_TRACE(fmt::format("{} {}", type, dtype));
-      TinyEngine engine(tiny_config(type, dtype), cuda());
+      TinyEngine engine = on_cuda(tiny_config(type, dtype));
       TinyEngine reference(tiny_config(type, dtype), std::make_unique<ReferenceBackend>());
       const auto tokens = random_tokens(kTokens, engine.config().vocab_size, 1);
       const Rows got = prefill(engine, tokens), expected = prefill(reference, tokens);
@@ -55,7 +59,7 @@ TEST_P(CudaModel, LogitsAreTheReferences) {
 }
 
 TEST_P(CudaModel, ChunksAndBatchesChangeNoBit) {
-  TinyEngine engine(tiny_config(), cuda());
+  TinyEngine engine = on_cuda();
   const auto a = random_tokens(kTokens, engine.config().vocab_size, 2);
   const auto b = random_tokens(23, engine.config().vocab_size, 3);
   const Rows whole = prefill(engine, a), other = prefill(engine, b);
@@ -82,8 +86,7 @@ TEST_P(CudaModel, ChunksAndBatchesChangeNoBit) {
   EXPECT_EQ(together, other);
 }
 
-INSTANTIATE_TEST_SUITE_P(Activations, CudaModel, testing::Values(DType::kBf16, DType::kF32),
-                         dtype_of_test);
+INSTANTIATE_TEST_SUITE_P(Activations, CudaModel, testing::ValuesIn(kCacheTypes), types_of_test);
 
 }  // namespace
 }  // namespace stoker

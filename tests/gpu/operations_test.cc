@@ -166,10 +166,11 @@ TEST_P(CudaOperations, AppendWritesEachRowToItsPlace) {
   begin(step);
   const Values x = random.values(9, 20, activation);
   const Tensor device_x = upload(x, activation);
-  const Tensor latents = empty(backend->kv_dtype(), step.cache_rows(), 20);
-  const Tensor keys = empty(backend->kv_dtype(), step.cache_rows(), 20);
-  backend->append_latent(step.view, device_x.view(), {latents.view()});
-  backend->append_index_key(step.view, device_x.view(), {keys.view()});
+  const KvRow row{12, 8}, key{20, 0};
+  const Tensor latents = empty(activation, step.cache_rows(), 20);
+  const Tensor keys = empty(activation, step.cache_rows(), 20);
+  backend->append_latent(step.view, device_x.view(), {latents.view(), row});
+  backend->append_index_key(step.view, device_x.view(), {keys.view(), key});
   Values expected(step.cache_rows(), 20);
   for (int t = 0; t < 9; ++t) {
     const std::int64_t place =
@@ -273,8 +274,8 @@ TEST_P(CudaOperations, SeveralStepsMayBeAlive) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Activations, CudaOperations, testing::Values(DType::kBf16, DType::kF32),
-                         dtype_of_test);
+INSTANTIATE_TEST_SUITE_P(Activations, CudaOperations, testing::ValuesIn(kPlainTypes),
+                         types_of_test);
 
 }  // namespace
 }  // namespace stoker

@@ -226,11 +226,45 @@ TEST_P(CudaProducts, AWeightWithNanIsRefused) {
 // Three experts of several blocks, one of them for more rows than a task takes.
 class CudaExperts : public CudaProducts {
  protected:
+  // Where the blocks of experts lie when they are computed.
+  enum class Place { kDevice, kSlot, kHost, kPinned, kOtherDevice, kMixed };
+
   struct Expert {
     HostMatrix gate, up, down;
     std::vector<std::byte> blocks;
     Tensor resident;
   };
+
+  // The address and the device of an expert's blocks at `place`.
+  std::pair<const std::byte*, DeviceId> put(Expert& expert, Place place) {
+    const auto bytes = static_cast<std::int64_t>(expert.blocks.size());
+    if (place == Place::kHost) return {expert.blocks.data(), kHost};
+    if (place == Place::kSlot) {
+      const int slot = num_slots_used_++;
+      const std::span<const std::byte> all(expert.blocks);
+      const std::size_t half = all.size() / 2;
+      slots_->upload(slot, 0, all.first(half));
+      const UploadTicket ticket =
+          slots_->upload(slot, static_cast<std::int64_t>(half), all.subspan(half));
+      while (!slots_->done(ticket)) {
+      }
+      EXPECT_TRUE(slots_->status().ok());
+      return {slots_->slot(slot), slots_->device()};
+    }
+    Backend& owner = place == Place::kOtherDevice ? *other_ : *backend;
+    auto made = place == Place::kPinned ? owner.allocate_host(DType::kU8, 1, bytes)
+                                        : owner.allocate(DType::kU8, 1, bytes);
+    CHECK(made.ok(), "{}", made.error().message());
+    expert.resident = std::move(made).value();
+    if (place == Place::kPinned) {
+      std::memcpy(expert.resident.view().data, expert.blocks.data(), expert.blocks.size());
+    } else {
+      owner.copy_in(expert.resident.view(), expert.blocks.data());
+      EXPECT_TRUE(owner.finish().ok());
+    }
+    return {static_cast<const std::byte*>(expert.resident.view().data),
+            expert.resident.view().device};
+  }
 
   // What a block of `spec` holds of `source`: integers are quantised.
   static HostMatrix as_held(HostMatrix source, const QuantSpec& spec) {
@@ -248,10 +282,21 @@ class CudaExperts : public CudaProducts {
     return held;
   }
 
-  void run(const QuantSpec& spec, std::int64_t hidden_size, std::int64_t inter_size,
-           bool on_device) {
+  void run(const QuantSpec& spec, std::int64_t hidden_size, std::int64_t inter_size, Place place) {
     Random random(4);
     const quant::ExpertBlocks layout(hidden_size, inter_size, spec);
+    slots_.reset();
+    num_slots_used_ = 0;
+    if (place == Place::kSlot || place == Place::kMixed) {
+      auto slots = make_cuda_slots({0, 0, 3, layout.expert_bytes()});
+      ASSERT_TRUE(slots.ok()) << slots.error().message();
+      slots_ = std::move(slots).value();
+    }
+    if (place == Place::kOtherDevice) {
+      CudaBackendOptions options = options_for(GetParam());
+      options.logical = 1;
+      other_ = make_backend(options);
+    }
     const QuantFormat format = spec.is_integer() ? QuantFormat::kBf16 : spec.format;
     const std::vector<std::vector<std::int32_t>> rows = {{1}, {0, 1, 2, 3, 4}, {2, 4}};
     std::vector<Expert> experts(rows.size());
@@ -264,8 +309,6 @@ class CudaExperts : public CudaProducts {
       expert.up = random.matrix(format, inter_size, hidden_size);
       expert.down = random.matrix(format, hidden_size, inter_size);
       expert.blocks.resize(static_cast<std::size_t>(layout.expert_bytes()));
-      const std::byte* base = expert.blocks.data();
-      DeviceId place = kHost;
       for (int b = 0; b < layout.num_blocks(); ++b) {
         layout.write(b, expert.gate.view, expert.up.view, expert.down.view,
                      expert.blocks.data() + layout.block(b).offset);
@@ -273,18 +316,19 @@ class CudaExperts : public CudaProducts {
       for (HostMatrix* matrix : {&expert.gate, &expert.up, &expert.down}) {
         *matrix = as_held(std::move(*matrix), spec);
       }
-      if (on_device) {
-        expert.resident = empty(DType::kU8, 1, layout.expert_bytes());
-        backend->copy_in(expert.resident.view(), expert.blocks.data());
-        expect_fine();
-        base = static_cast<const std::byte*>(expert.resident.view().data);
-        place = backend->device();
-      }
+      constexpr Place kMixture[] = {Place::kPinned, Place::kSlot, Place::kHost};
+      const auto [base, device] =
+          put(expert, place == Place::kMixed ? kMixture[e % std::size(kMixture)] : place);
       for (int b = 0; b < layout.num_blocks(); ++b) {
-        parts.push_back(layout.part(b, base + layout.block(b).offset, place));
+        parts.push_back(layout.part(b, base + layout.block(b).offset, device));
         parts.back().use = static_cast<int>(e);
       }
-      uses.push_back({static_cast<int>(e) * 3, rows[e], {}, 0, num_slots, false});
+      uses.push_back({static_cast<int>(e) * 3,
+                      rows[e],
+                      {},
+                      static_cast<int>(rows[e].size()),
+                      num_slots,
+                      false});
       num_slots += static_cast<int>(rows[e].size());
     }
     const TestStep step({{5, 5}});
@@ -320,24 +364,63 @@ class CudaExperts : public CudaProducts {
                        fmt::format("output {} of slot {}", r, slot));
     }
   }
+
+  // A backend whose areas for uploads take one part each, so that they are used again and again.
+  void use_small_areas(const QuantSpec& spec, std::int64_t hidden_size, std::int64_t inter_size) {
+    const quant::ExpertBlocks layout(hidden_size, inter_size, spec);
+    std::int64_t most = 0;
+    for (int b = 0; b < layout.num_blocks(); ++b) most = std::max(most, layout.block(b).bytes);
+    CudaBackendOptions options = options_for(GetParam());
+    options.scratch.expert_uploads = 4 * (most + 4096);
+    backend = make_backend(options);
+    reserved_ = options.scratch;
+  }
+
+  std::unique_ptr<DeviceSlots> slots_;
+  int num_slots_used_ = 0;
+  std::unique_ptr<Backend> other_;  // of the same GPU
+  CudaScratch reserved_;
 };
 
 constexpr QuantSpec kFp8{QuantFormat::kF8E4m3B128, 128};
-TEST_P(CudaExperts, InDeviceMemory) { run(kFp8, 512, 2064, true); }
-TEST_P(CudaExperts, InHostMemory) { run(kFp8, 512, 2064, false); }
-TEST_P(CudaExperts, OddSizes) { run(kFp8, 130, 75, true); }
-TEST_P(CudaExperts, Bf16Weights) { run(QuantSpec{QuantFormat::kBf16}, 136, 72, true); }
-TEST_P(CudaExperts, F32Weights) { run(QuantSpec{QuantFormat::kF32}, 70, 34, false); }
-TEST_P(CudaExperts, Int8Weights) { run({QuantFormat::kInt8, 128}, 512, 2064, true); }
+TEST_P(CudaExperts, InDeviceMemory) { run(kFp8, 512, 2064, Place::kDevice); }
+TEST_P(CudaExperts, InHostMemory) { run(kFp8, 512, 2064, Place::kHost); }
+TEST_P(CudaExperts, OddSizes) { run(kFp8, 130, 75, Place::kDevice); }
+TEST_P(CudaExperts, Bf16Weights) { run(QuantSpec{QuantFormat::kBf16}, 136, 72, Place::kDevice); }
+TEST_P(CudaExperts, F32Weights) { run(QuantSpec{QuantFormat::kF32}, 70, 34, Place::kHost); }
+TEST_P(CudaExperts, Int8Weights) { run({QuantFormat::kInt8, 128}, 512, 2064, Place::kDevice); }
 TEST_P(CudaExperts, Int8WeightsOfOddSizesInHostMemory) {
-  run({QuantFormat::kInt8, 128}, 130, 75, false);
+  run({QuantFormat::kInt8, 128}, 130, 75, Place::kHost);
 }
-TEST_P(CudaExperts, Int4Weights) { run({QuantFormat::kInt4, 64}, 512, 2064, true); }
-TEST_P(CudaExperts, Int4WeightsInHostMemory) { run({QuantFormat::kInt4, 128}, 512, 2064, false); }
-TEST_P(CudaExperts, Int4WeightsOfOddSizes) { run({QuantFormat::kInt4, 32}, 133, 75, true); }
+TEST_P(CudaExperts, Int4Weights) { run({QuantFormat::kInt4, 64}, 512, 2064, Place::kDevice); }
+TEST_P(CudaExperts, Int4WeightsInHostMemory) {
+  run({QuantFormat::kInt4, 128}, 512, 2064, Place::kHost);
+}
+TEST_P(CudaExperts, Int4WeightsOfOddSizes) {
+  run({QuantFormat::kInt4, 32}, 133, 75, Place::kDevice);
+}
+
+TEST_P(CudaExperts, InSlots) { run(kFp8, 512, 2064, Place::kSlot); }
+TEST_P(CudaExperts, InPinnedMemory) { run(kFp8, 512, 2064, Place::kPinned); }
+TEST_P(CudaExperts, InMemoryOfAnotherDevice) { run(kFp8, 512, 2064, Place::kOtherDevice); }
+TEST_P(CudaExperts, InSeveralPlaces) { run({QuantFormat::kInt4, 64}, 512, 2064, Place::kMixed); }
+
+// More parts than areas, so that each is filled again while kernels may still read it.
+TEST_P(CudaExperts, ThroughFewAreas) {
+  for (const QuantSpec& spec : {kFp8, QuantSpec{QuantFormat::kInt4, 32}}) {
+    use_small_areas(spec, 1024, 2064);
+    for (const Place place : {Place::kPinned, Place::kHost, Place::kOtherDevice}) {
+      run(spec, 1024, 2064, place);
+      if (HasFailure()) return;
+    }
+    EXPECT_EQ(cuda_scratch_held(*backend).expert_uploads, reserved_.expert_uploads);
+  }
+}
 
 // Groups of 32 and so many of them that a block goes over its tile several times.
-TEST_P(CudaExperts, Int4WeightsOfManyGroups) { run({QuantFormat::kInt4, 32}, 7168, 80, true); }
+TEST_P(CudaExperts, Int4WeightsOfManyGroups) {
+  run({QuantFormat::kInt4, 32}, 7168, 80, Place::kDevice);
+}
 
 TEST_P(CudaExperts, CombineAddsInTheGivenOrder) {
   Random random(5);
@@ -372,10 +455,8 @@ TEST_P(CudaExperts, CombineAddsInTheGivenOrder) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Activations, CudaProducts, testing::Values(DType::kBf16, DType::kF32),
-                         dtype_of_test);
-INSTANTIATE_TEST_SUITE_P(Activations, CudaExperts, testing::Values(DType::kBf16, DType::kF32),
-                         dtype_of_test);
+INSTANTIATE_TEST_SUITE_P(Activations, CudaProducts, testing::ValuesIn(kPlainTypes), types_of_test);
+INSTANTIATE_TEST_SUITE_P(Activations, CudaExperts, testing::ValuesIn(kPlainTypes), types_of_test);
 
 }  // namespace
 }  // namespace stoker

@@ -57,6 +57,11 @@ __device__ inline void copy_async(unsigned shared, const bf16* global, bool vali
       "l"(global), "r"(valid ? 16 : 0), "r"(static_cast<int>(wanted))
       : "memory");
 }
+__device__ inline void write_16(unsigned shared, const uint4& values) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(values.x),
+               "r"(values.y), "r"(values.z), "r"(values.w)
+               : "memory");
+}
 __device__ inline void copy_word_async(unsigned shared, const void* global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
 }

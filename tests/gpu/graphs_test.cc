@@ -1,0 +1,278 @@
+// Parts of decode steps as CUDA graphs: the same bits as without them, whatever comes in between.
+#include <gtest/gtest.h>
+
+#include "tests/gpu/cuda_test.h"
+#include "tests/support/published_configs.h"
+#include "tests/support/tiny_engine.h"
+
+namespace stoker {
+namespace {
+
+using test::kTinyRunner;
+using test::random_tokens;
+using test::TinyEngine;
+using test::TinyPaging;
+using Rows = std::vector<std::vector<float>>;
+
+// Of a step of a tiny model.
+constexpr int kPartsPerStep = 1 + 3 * 2;
+
+class CudaGraphs : public CudaTest {
+ protected:
+  // An engine, its backend, and sequences that tests decode.
+  struct Run {
+    const Backend* backend = nullptr;
+    std::unique_ptr<TinyEngine> engine;
+    std::vector<KvSequence> sequences;
+
+    Runner& runner() { return engine->runner(); }
+    int num_graphs() const { return cuda_graphs_held(*backend); }
+    TokenId token(int i) const { return (5 * i + 3) % engine->config().vocab_size; }
+
+    void start(std::initializer_list<int> prompt_lengths) {
+      for (const int length : prompt_lengths) {
+        sequences.push_back(engine->sequence());
+        const auto prompt = random_tokens(length, engine->config().vocab_size, 60);
+        for (std::size_t at = 0; at < prompt.size();) {
+          const std::size_t count = std::min<std::size_t>(prompt.size() - at, 100);
+          engine->feed(sequences.back(), std::span(prompt).subspan(at, count), Purpose::kPrefill,
+                       Logits::kNone);
+          at += count;
+        }
+      }
+    }
+    // One row of each of some sequences.
+    Result<Rows> try_step(std::initializer_list<int> which, int i, StepHooks* hooks = nullptr) {
+      std::vector<Segment> segments;
+      std::vector<TokenId> tokens;
+      for (const int s : which) {
+        segments.push_back({&sequences[static_cast<std::size_t>(s)],
+                            static_cast<int>(tokens.size()), 1, Purpose::kDecode, Logits::kLast});
+        tokens.push_back(token(i + s));
+      }
+      ASSIGN_OR_RETURN(const ForwardPtr forward, runner().run({tokens, segments, hooks}));
+      return TinyEngine::rows_of(*forward);
+    }
+    void step(Rows& to, std::initializer_list<int> which, int i, StepHooks* hooks = nullptr) {
+      Result<Rows> rows = try_step(which, i, hooks);
+      ASSERT_TRUE(rows.ok()) << rows.error().message();
+      to.insert(to.end(), rows->begin(), rows->end());
+    }
+  };
+
+  static Run run_with(CudaBackendOptions options, const std::string& config) {
+    Run run;
+    auto backend = make_backend(options);
+    run.backend = backend.get();
+    TinyPaging paging;
+    paging.manager.site = backend->device();
+    // So that experts are looked ahead for, always: few enough are here.
+    paging.num_slots = 24;
+    paging.manager.prefetch.adaptive = false;
+    run.engine =
+        std::make_unique<TinyEngine>(config, std::move(backend), kTinyRunner, nullptr, paging);
+    return run;
+  }
+  // What `scenario` gives with and without graphs.
+  template <typename F>
+  static void expect_same(const CudaBackendOptions& options, const std::string& config,
+                          F&& scenario) {
+    CudaBackendOptions without = options;
+    without.most_graphs = 0;
+    Run plain = run_with(without, config), graphs = run_with(options, config);
+    Rows expected, got;
+    scenario(plain, expected);
+    scenario(graphs, got);
+    ASSERT_EQ(got.size(), expected.size());
+    for (std::size_t i = 0; i < got.size(); ++i) ASSERT_EQ(got[i], expected[i]) << "row " << i;
+    EXPECT_EQ(plain.num_graphs(), 0);
+    EXPECT_GE(graphs.num_graphs(), kPartsPerStep);
+    EXPECT_LE(graphs.num_graphs(), options.most_graphs);
+  }
+  template <typename F>
+  static void expect_same(F&& scenario) {
+    const CudaBackendOptions options = options_for(GetParam());
+    expect_same(options, test::tiny_config(), scenario);
+    expect_same(options, test::tiny_config_for_tensor_cores(), scenario);
+  }
+};
+
+// Over several ranges of visible positions.
+TEST_P(CudaGraphs, ManyTokensGiveTheSameBits) {
+  const auto decode = [](Run& run, Rows& rows) {
+    run.start({3});
+    for (int i = 0; i < 340; ++i) run.step(rows, {0}, i);
+  };
+  expect_same(decode);
+  expect_same(options_for(GetParam()), test::tiny_config("deepseek_v3"), decode);
+}
+
+// The switch from dense to sparse within a range, and at its end.
+TEST_P(CudaGraphs, TheIndexerMaySetInAnywhere) {
+  for (const char* top_k : {"100", "128"}) {
+    const std::string config =
+        test::with_field(test::tiny_config_for_tensor_cores(), "index_topk", top_k);
+    expect_same(options_for(GetParam()), config, [](Run& run, Rows& rows) {
+      run.start({90, 60});
+      for (int i = 0; i < 50; ++i) run.step(rows, {0}, i);
+      for (int i = 0; i < 50; ++i) run.step(rows, {0, 1}, i);
+    });
+  }
+}
+
+TEST_P(CudaGraphs, SessionsTakeTurnsAndShareSteps) {
+  expect_same([](Run& run, Rows& rows) {
+    run.start({5, 61, 130, 250});
+    for (int i = 0; i < 40; ++i) {
+      run.step(rows, {0}, i);
+      run.step(rows, {3}, i);
+      if (i % 2 == 0) run.step(rows, {1, 2}, i);
+      if (i % 3 == 0) run.step(rows, {3, 0, 1}, i);
+      if (i % 5 != 0) run.step(rows, {0, 1, 2, 3}, i);
+      if (i == 20) {
+        run.sequences[3].rewind(100);
+        run.sequences[1] = run.sequences[2].fork();
+      }
+    }
+  });
+}
+
+// Another pass between the layers, and scratch that grows under graphs that hold it.
+TEST_P(CudaGraphs, PromptsComeInBetween) {
+  expect_same([](Run& run, Rows& rows) {
+    run.start({5});
+    run.sequences.push_back(run.engine->sequence());
+    const auto prompt = random_tokens(128, run.engine->config().vocab_size, 61);
+    for (int i = 0; i < 12; ++i) {
+      run.step(rows, {0}, i);
+      const auto chunk = std::span(prompt).first(static_cast<std::size_t>(10 * i + 1));
+      const Segment segment{&run.sequences[1], 0, static_cast<int>(chunk.size()), Purpose::kPrefill,
+                            Logits::kLast};
+      const ForwardPtr forward = run.runner().begin({chunk, {&segment, 1}}).value();
+      while (!forward->done()) {
+        ASSERT_TRUE(forward->run_layer(run.runner()).ok());
+        run.step(rows, {0}, i);
+      }
+      const Rows last = TinyEngine::rows_of(*forward);
+      rows.insert(rows.end(), last.begin(), last.end());
+    }
+  });
+}
+
+// Tables of a step that grow under graphs, and such as hold something else behind what layers read.
+TEST_P(CudaGraphs, TablesOfStepsMayChange) {
+  expect_same([](Run& run, Rows& rows) {
+    run.start({250, 1});  // a long one first: scratch does not move after it
+    for (int i = 0; i < 4; ++i) run.step(rows, {1}, i);
+    run.step(rows, {0, 1}, 4);
+    for (int i = 5; i < 9; ++i) {
+      const TokenId token = run.token(i);
+      run.engine->feed(run.sequences[1], {&token, 1}, Purpose::kDecode, Logits::kNone);
+      run.step(rows, {1}, i);
+    }
+  });
+}
+
+// Takes the experts that it is told.
+struct ForcedRoutes final : StepHooks {
+  std::span<const std::int32_t> forced_experts(int layer) override {
+    experts = {(layer + step) % 4, 4 + step % 4, 8 + layer % 4};
+    if (step == bad_step && layer == 2) experts[1] = 12;  // of 12
+    return experts;
+  }
+  std::vector<std::int32_t> experts;
+  int step = 0, bad_step = -1;
+};
+
+TEST_P(CudaGraphs, RoutesMayBeForced) {
+  expect_same([](Run& run, Rows& rows) {
+    ForcedRoutes hooks;
+    run.start({5});
+    for (hooks.step = 0; hooks.step < 20; ++hooks.step) {
+      run.step(rows, {0}, hooks.step, &hooks);
+      run.step(rows, {0}, hooks.step);
+    }
+  });
+}
+
+// Whether its part ran as it came, was captured, or stood for a graph.
+TEST_P(CudaGraphs, AFailedStepLeavesNothingBehind) {
+  for (const int bad_step : {0, 1, 2, 5}) {
+    expect_same(options_for(GetParam()), test::tiny_config(), [&](Run& run, Rows& rows) {
+      ForcedRoutes hooks;
+      hooks.bad_step = bad_step;
+      run.start({5});
+      for (hooks.step = 0; hooks.step < 8; ++hooks.step) {
+        if (hooks.step == bad_step) {
+          const auto failed = run.try_step({0}, hooks.step, &hooks);
+          ASSERT_FALSE(failed.ok());
+          EXPECT_EQ(failed.error().code(), ErrorCode::kInvalidArgument);
+        } else {
+          run.step(rows, {0}, hooks.step, &hooks);
+        }
+      }
+      for (int i = 0; i < 4; ++i) run.step(rows, {0}, i);
+    });
+  }
+}
+
+TEST_P(CudaGraphs, AreNoMoreThanWanted) {
+  CudaBackendOptions options = options_for(GetParam());
+  options.most_graphs = kPartsPerStep + 1;
+  expect_same(options, test::tiny_config(), [](Run& run, Rows& rows) {
+    run.start({5, 70});
+    for (int i = 0; i < 30; ++i) {
+      run.step(rows, {0}, i);
+      run.step(rows, {0}, i);
+      if (i % 10 == 0) run.step(rows, {0, 1}, i);
+    }
+    for (int i = 0; i < 5; ++i) run.step(rows, {1}, i);
+  });
+}
+
+TEST_P(CudaGraphs, ServeARangeOfTokens) {
+  Run run = run_with(options_for(GetParam()), test::tiny_config());
+  run.start({10});
+  Rows rows;
+  for (int i = 0; i < 4; ++i) run.step(rows, {0}, i);
+  const int early = run.num_graphs();
+  EXPECT_GE(early, kPartsPerStep);
+  for (int i = 4; i < 50; ++i) run.step(rows, {0}, i);  // up to position 60
+  EXPECT_EQ(run.num_graphs(), early);
+  for (int i = 50; i < 60; ++i) run.step(rows, {0}, i);
+  EXPECT_GT(run.num_graphs(), early);
+  EXPECT_LE(run.num_graphs(), early + kPartsPerStep);
+}
+
+// Events that are asked for at the driver, and a meter in the stream.
+TEST_P(CudaGraphs, EventsAndTheMeterGoOn) {
+  CudaBackendOptions options = options_for(GetParam());
+  options.event_words = false;
+  options.measure_busy = true;
+  expect_same(options, test::tiny_config(), [](Run& run, Rows& rows) {
+    run.start({5});
+    const std::int64_t before = run.backend->busy_us();
+    for (int i = 0; i < 10; ++i) run.step(rows, {0}, i);
+    EXPECT_GT(run.backend->busy_us(), before);
+  });
+}
+
+// With all that passes take reserved, the tables of steps stay where they are.
+TEST_P(CudaGraphs, ReservedScratchIsEnough) {
+  const std::string config = test::tiny_config_for_tensor_cores();
+  CudaBackendOptions options = options_for(GetParam());
+  const int most_rows = std::max(kTinyRunner.prefill_rows, kTinyRunner.decode_rows);
+  options.scratch = cuda_scratch(ModelConfig::parse(config).value(),
+                                 {most_rows, std::max(kTinyRunner.prefill_logit_rows, most_rows)},
+                                 kTinyRunner.context_tokens, options);
+  expect_same(options, config, [&](Run& run, Rows& rows) {
+    run.start({700, 30});
+    for (int i = 0; i < 80; ++i) run.step(rows, {0, 1}, i);
+    EXPECT_EQ(cuda_scratch_held(*run.backend), options.scratch);
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Activations, CudaGraphs, testing::ValuesIn(kCacheTypes), types_of_test);
+
+}  // namespace
+}  // namespace stoker
