@@ -1,4 +1,4 @@
-// Which code computes: from --backend and the flags around it to a Backend.
+// Which code computes: from --backend and the flags around it to backends.
 #pragma once
 
 #include <memory>
@@ -13,7 +13,7 @@ namespace stoker::tools {
 // What a backend will compute and cache with; known before it is made.
 struct BackendTypes {
   DType activations = DType::kBf16;
-  DType kv = DType::kBf16;
+  KvFormat kv = KvFormat::kBf16;
 };
 Result<BackendTypes> backend_types(const ModelFlags& flags);
 
@@ -22,7 +22,8 @@ struct BackendChoice {
   std::unique_ptr<Backend> backend;
 };
 
-// The calling thread is pinned from then on, if there is a Team.
-Result<BackendChoice> make_backend(const ModelFlags& flags);
+// The backend of the host: --backend reference, or the CPU's. The calling thread is pinned from
+// then on, if there is a Team.
+Result<BackendChoice> make_host_backend(const ModelFlags& flags);
 
 }  // namespace stoker::tools

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "gpu/factory.h"
 #include "tools/backend_choice.h"
 #include "tools/bench_gpu.h"
 #include "tools/bench_io.h"
@@ -19,10 +20,20 @@ struct BenchFlags {
 };
 
 Result<int> run_device_kernels(const BenchFlags& flags) {
-  ASSIGN_OR_RETURN(const BackendChoice choice, make_backend(flags.model.model));
+  ASSIGN_OR_RETURN(const BackendTypes types, backend_types(flags.model.model));
+  CudaBackendOptions device;
+  if (!flags.model.model.devices.empty()) device.device = flags.model.model.devices.front();
+  device.activations = types.activations;
+  device.kv_format = types.kv;
+  ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, make_cuda_backend(device));
+  std::unique_ptr<Backend> fast;
+  if (device.activations == DType::kBf16) {
+    device.fast_experts = true;
+    ASSIGN_OR_RETURN(fast, make_cuda_backend(device));
+  }
   DeviceSuiteOptions options;
   options.rounds = flags.model.rounds;
-  ASSIGN_OR_RETURN(const DeviceReport report, bench_device_kernels(*choice.backend, options));
+  ASSIGN_OR_RETURN(const DeviceReport report, bench_device_kernels(*backend, fast.get(), options));
   fmt::print("{}", flags.model.json ? to_json(report).dump() + "\n" : to_text(report));
   return 0;
 }
@@ -73,6 +84,10 @@ Command add_bench(CLI::App& program) {
                   "Tokens of a round: decoded one by one, or prefilled at once")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
+  app->add_option("--context", model.context,
+                  "Tokens that are cached before a round begins; their keys are random, nothing is "
+                  "computed for them")
+      ->check(CLI::Range(0, 1 << 24));
   app->add_option("--rounds", model.rounds, "Rounds that count; medians are reported")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
@@ -85,6 +100,10 @@ Command add_bench(CLI::App& program) {
       "computed all the same");
   app->add_flag("--compare-prefetch", model.compare_prefetch,
                 "Every other round without prefetch; --rounds counts pairs");
+  app->add_flag("--compare-sites", model.compare_sites,
+                "With --backend cuda: rounds in turn with --expert-site auto, host and device, and "
+                "with a quarter, half and three quarters of the experts on the host; --rounds "
+                "counts all six as one");
   app->add_option("--modelled-drive", model.modelled_drive,
                   "Experts come from a drive of so many bytes a second (3GB) that costs no CPU and "
                   "delivers bytes of other experts: what is computed means nothing");

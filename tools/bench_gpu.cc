@@ -7,11 +7,13 @@
 #include <functional>
 #include <iterator>
 #include <numeric>
+#include <random>
+#include <set>
 #include <utility>
 
+#include "core/base/median.h"
 #include "quant/expert_block.h"
 #include "tools/bench_kernels.h"
-#include "tools/median.h"
 
 namespace stoker::tools {
 namespace {
@@ -23,7 +25,7 @@ constexpr double kRoundSeconds = 0.02;
 constexpr int kMostCalls = 400;  // of a round, before the queue of the device is full
 
 constexpr std::int64_t kHidden = 7168, kIntermediate = 2048;
-constexpr int kTopK = 8;
+constexpr int kNumExperts = 256, kTopK = 8;
 
 struct LinearShape {
   const char* name;
@@ -120,16 +122,16 @@ class DeviceBench {
     return {};
   }
 
-  // The routed experts of one token.
-  Status experts(const QuantSpec& spec, std::vector<DeviceTiming>& out) {
+  // The routed experts of one token; `how` names the arithmetic.
+  Status experts(const QuantSpec& spec, const char* how, std::vector<DeviceTiming>& out) {
     const quant::ExpertBlocks layout(kHidden, kIntermediate, spec);
     const std::int64_t set_bytes = kTopK * layout.expert_bytes();
     const int num_sets = static_cast<int>(kWorkingSet / set_bytes + 1);
     std::vector<std::byte> bytes(static_cast<std::size_t>(set_bytes));
     fill_with_weights(bytes);
     const std::vector<std::int32_t> rows = {0};
-    std::vector<ExpertUse> uses;
-    for (int e = 0; e < kTopK; ++e) uses.push_back({e, rows, {}, 0, e, false});
+    std::vector<ExpertUse> uses(kTopK);
+    for (int e = 0; e < kTopK; ++e) uses[static_cast<std::size_t>(e)] = {e, rows, {}, 1, e, false};
     std::vector<Tensor> sets;
     std::vector<std::vector<ExpertPart>> parts(static_cast<std::size_t>(num_sets));
     for (auto& of_set : parts) {
@@ -165,13 +167,61 @@ class DeviceBench {
                                           {x.view(), hidden.view(), y.view(), uses, chosen[which]});
                        }));
       const int matrices = (gate_up ? 2 : 0) + (down ? 1 : 0);
-      out.push_back({fmt::format("experts {} {}", quant_spec_name(spec), what), 1, seconds,
+      out.push_back({fmt::format("experts {}{} {}", quant_spec_name(spec), how, what), 1, seconds,
                      set_bytes * matrices / 3, 2.0 * kTopK * kHidden * kIntermediate * matrices});
       return {};
     };
     RETURN_IF_ERROR(measure("gate/up", true, false));
     RETURN_IF_ERROR(measure("down", false, true));
     return measure("all", true, true);
+  }
+
+  // All routed experts of a layer, for so many rows of prefill, each of which chooses at random.
+  Status prefill_experts(const QuantSpec& spec, std::int64_t num_rows,
+                         std::vector<DeviceTiming>& out) {
+    std::vector<std::vector<std::int32_t>> rows(kNumExperts);
+    std::mt19937 random(1);
+    for (std::int32_t row = 0; row < num_rows; ++row) {
+      std::set<std::size_t> chosen;
+      while (chosen.size() < kTopK) chosen.insert(random() % kNumExperts);
+      for (const std::size_t expert : chosen) rows[expert].push_back(row);
+    }
+    const quant::ExpertBlocks layout(kHidden, kIntermediate, spec);
+    std::vector<std::byte> bytes(static_cast<std::size_t>(layout.expert_bytes()));
+    fill_with_weights(bytes);
+    ASSIGN_OR_RETURN(const Tensor all,
+                     backend_.allocate(DType::kU8, kNumExperts, layout.expert_bytes()));
+    std::vector<ExpertUse> uses;
+    std::vector<ExpertPart> parts;
+    int num_slots = 0;
+    for (int e = 0; e < kNumExperts; ++e) {
+      const TensorView expert = all.view().row_slice(e, 1);
+      backend_.copy_in(expert, bytes.data());
+      const auto& chose = rows[static_cast<std::size_t>(e)];
+      if (chose.empty()) continue;
+      for (int b = 0; b < layout.num_blocks(); ++b) {
+        parts.push_back(
+            layout.part(b, static_cast<const std::byte*>(expert.data) + layout.block(b).offset,
+                        backend_.device()));
+        parts.back().use = static_cast<int>(uses.size());
+      }
+      uses.push_back({e, chose, {}, 0, num_slots, false});
+      num_slots += static_cast<int>(chose.size());
+    }
+    const DType dtype = backend_.activation_dtype();
+    const BenchStep step(num_rows, Purpose::kPrefill);
+    RETURN_IF_ERROR(backend_.begin_step(step.view));
+    ASSIGN_OR_RETURN(const Tensor x, inputs(num_rows, kHidden));
+    ASSIGN_OR_RETURN(const Tensor hidden, backend_.allocate(dtype, num_slots, kIntermediate));
+    ASSIGN_OR_RETURN(const Tensor y, backend_.allocate(dtype, num_slots, kHidden));
+    ASSIGN_OR_RETURN(const double seconds, time([&](int) {
+                       backend_.experts(step.view,
+                                        {x.view(), hidden.view(), y.view(), uses, parts});
+                     }));
+    out.push_back({fmt::format("experts {} prefill", quant_spec_name(spec)), num_rows, seconds,
+                   static_cast<std::int64_t>(uses.size()) * layout.expert_bytes(),
+                   6.0 * num_slots * static_cast<double>(kHidden * kIntermediate)});
+    return {};
   }
 
  private:
@@ -200,7 +250,8 @@ class DeviceBench {
 
 }  // namespace
 
-Result<DeviceReport> bench_device_kernels(Backend& backend, const DeviceSuiteOptions& options) {
+Result<DeviceReport> bench_device_kernels(Backend& backend, Backend* fast_experts,
+                                          const DeviceSuiteOptions& options) {
   DeviceBench bench(backend, options.rounds);
   DeviceReport report;
   ASSIGN_OR_RETURN(report.copy_bytes_per_second, bench.copy_rate());
@@ -208,13 +259,22 @@ Result<DeviceReport> bench_device_kernels(Backend& backend, const DeviceSuiteOpt
     RETURN_IF_ERROR(bench.linear(shape, kRowCounts, Purpose::kDecode, report.timings));
   }
   for (const QuantSpec& spec : kExpertSpecs) {
-    RETURN_IF_ERROR(bench.experts(spec, report.timings));
+    RETURN_IF_ERROR(bench.experts(spec, "", report.timings));
+    if (fast_experts == nullptr) continue;
+    RETURN_IF_ERROR(
+        DeviceBench(*fast_experts, options.rounds).experts(spec, " fast", report.timings));
   }
   if (options.prefill_rows > 0) {
     const std::int64_t row_counts[] = {options.prefill_rows};
     for (const LinearShape& shape : kLinears) {
       if (shape.rows > 100000) continue;  // the head sees few rows
       RETURN_IF_ERROR(bench.linear(shape, row_counts, Purpose::kPrefill, report.timings));
+    }
+    // In the defined arithmetic, which F32 inputs keep, they would take seconds.
+    if (backend.activation_dtype() == DType::kBf16) {
+      for (const QuantSpec& spec : kExpertSpecs) {
+        RETURN_IF_ERROR(bench.prefill_experts(spec, options.prefill_rows, report.timings));
+      }
     }
   }
   return report;
@@ -243,7 +303,7 @@ std::string to_text(const DeviceReport& report) {
   for (const DeviceTiming& timing : report.timings) {
     const double floor = static_cast<double>(timing.bytes) / report.copy_bytes_per_second;
     fmt::format_to(std::back_inserter(text),
-                   "{:26} {:5} rows  {:9.1f} us, floor {:8.1f}  {:5.2f} of bandwidth  {:7.1f} "
+                   "{:30} {:5} rows  {:9.1f} us, floor {:8.1f}  {:5.2f} of bandwidth  {:7.1f} "
                    "TFLOP/s\n",
                    timing.kernel, timing.rows, timing.seconds * 1e6, floor * 1e6,
                    floor / timing.seconds, timing.flops / timing.seconds / 1e12);

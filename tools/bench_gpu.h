@@ -30,7 +30,10 @@ struct DeviceSuiteOptions {
   int rounds = 5;
   std::int64_t prefill_rows = 4096;
 };
-Result<DeviceReport> bench_device_kernels(Backend& backend, const DeviceSuiteOptions& options);
+// `fast_experts`: null, or the same device with that option, for which experts are measured once
+// more.
+Result<DeviceReport> bench_device_kernels(Backend& backend, Backend* fast_experts,
+                                          const DeviceSuiteOptions& options);
 
 nlohmann::ordered_json to_json(const DeviceReport& report);
 // A line per case.

@@ -13,11 +13,11 @@
 #include <utility>
 #include <vector>
 
+#include "core/base/median.h"
 #include "storage/block_reader.h"
 #include "storage/open_model.h"
 #include "tools/drive_probe.h"
 #include "tools/fio.h"
-#include "tools/median.h"
 
 namespace stoker::tools {
 namespace {

@@ -7,12 +7,12 @@
 #include <ctime>
 #include <random>
 
+#include "core/base/median.h"
 #include "cpu/kernels.h"
 #include "cpu/memory.h"
 #include "cpu/read_bandwidth.h"
 #include "cpu/topology.h"
 #include "quant/tile16.h"
-#include "tools/median.h"
 
 namespace stoker::tools {
 namespace {

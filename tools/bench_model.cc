@@ -12,12 +12,13 @@
 #include <utility>
 #include <vector>
 
+#include "core/base/median.h"
 #include "cpu/read_bandwidth.h"
 #include "tools/drive_probe.h"
 #include "tools/eval_files.h"
 #include "tools/hook_chain.h"
-#include "tools/median.h"
 #include "tools/progress_bar.h"
+#include "tools/random_context.h"
 #include "tools/run_record.h"
 #include "tools/trace_hooks.h"
 
@@ -74,13 +75,22 @@ class DistinctExperts final : public StepHooks {
   std::set<std::pair<int, int>> seen_;
 };
 
+// How rounds differ. The first of a bench is what is measured, the others are beside it.
+struct Variant {
+  const char* name = "";
+  bool prefetch = true;
+  TierRule rule = TierRule::kSchedule;
+  double host_share = 0.0;  // of kShare
+};
+
 // What one round did.
 struct Round {
-  bool prefetch = true;
+  std::size_t variant = 0;
   double seconds = 0.0;
   double io_cpu_seconds = 0.0;
   std::int64_t bytes_read = 0, distinct_bytes = 0;
-  double drive_bytes_per_second = 0.0;  // measured around the round; 0: not measured
+  std::int64_t devices_us = 0, drives_us = 0;  // that they were busy, on average
+  double drive_bytes_per_second = 0.0;         // measured around the round; 0: not measured
   LayerCounters experts;
 };
 
@@ -89,16 +99,38 @@ class ModelBench {
   ModelBench(const ModelBenchFlags& flags, LoadedModel& model) : flags_(flags), model_(model) {}
 
   Status prepare();
+  Status choose_variants();
   Status run();
   Json report() const;
 
  private:
   Result<Round> run_round(int number);
   Status feed(std::span<const TokenId> tokens, Purpose purpose);
+  std::int64_t bytes_read() const {
+    const ExpertReader* const reader = model_.paging.reader();
+    return reader != nullptr ? reader->load().bytes_read : 0;
+  }
+  std::int64_t drives_us() const {
+    if (model_.paging.reader() == nullptr) return 0;
+    const ReaderLoad load = model_.paging.reader()->load();
+    return load.busy_us / std::max(load.num_drives, 1);
+  }
+  std::int64_t devices_us() const {
+    std::int64_t total = 0, count = 0;
+    for (const Backend* const backend : model_.engine->placement().backends()) {
+      if (backend->device() == kHost) continue;
+      total += backend->busy_us();
+      ++count;
+    }
+    return count > 0 ? total / count : 0;
+  }
   Result<double> probe_drive() {
     if (!probe_) return 0.0;
     return probe_->measure(kProbeSeconds);
   }
+  std::vector<Round> rounds_of(std::size_t variant) const;
+  void add_expert_figures(const std::vector<Round>& rounds, Json& json) const;
+  void add_tier_figures(const std::vector<Round>& rounds, Json& json) const;
   void add_drive_figures(const std::vector<Round>& rounds, Json& json) const;
 
   const ModelBenchFlags& flags_;
@@ -110,10 +142,12 @@ class ModelBench {
   std::unique_ptr<ExpertReader> probe_reader_;
   std::optional<DriveProbe> probe_;
   std::optional<KvSequence> kv_;
+  std::vector<Variant> variants_;
   std::vector<Round> rounds_;
 };
 
 Status ModelBench::prepare() {
+  RETURN_IF_ERROR(choose_variants());
   const ModelConfig& config = model_.engine->config();
   tokens_ = bench_tokens(flags_.tokens, config.vocab_size);
   if (!flags_.force_routes.empty()) {
@@ -123,16 +157,41 @@ Status ModelBench::prepare() {
   hooks_.emplace(std::initializer_list<StepHooks*>{&distinct_, forcer_ ? &*forcer_ : nullptr,
                                                    model_.record->recorder()});
   model_.runner->set_hooks(&*hooks_);
-  const bool paged = model_.experts != nullptr && model_.arena->num_slots() < model_.num_experts;
+  const bool paged =
+      model_.experts != nullptr && model_.paging.arena()->num_slots() < model_.num_experts;
   if (paged && flags_.modelled_drive.empty()) {
-    ASSIGN_OR_RETURN(probe_reader_, open_second_reader(model_, flags_.model));
+    ASSIGN_OR_RETURN(probe_reader_, open_second_reader(*model_.source, flags_.model));
     probe_.emplace(*model_.source, *probe_reader_, moe_layers(config), config.n_routed_experts);
   }
+  kv_.emplace(model_.runner->kv_pool());
+  RETURN_IF_ERROR(append_random_context(*model_.runner, *kv_, flags_.context));
   if (model_.experts != nullptr && !paged) {  // a model that fits: measured when it is all there
     while (model_.experts->warming_up()) {
       model_.experts->pump();
       model_.experts->wait(std::chrono::milliseconds(10));
     }
+  }
+  return {};
+}
+
+Status ModelBench::choose_variants() {
+  if (flags_.compare_prefetch && flags_.compare_sites) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      "--compare-prefetch and --compare-sites: one at a time");
+  }
+  if (flags_.compare_sites && model_.tiers == nullptr) {
+    return make_error(ErrorCode::kInvalidArgument,
+                      "--compare-sites needs --backend cuda and a model with routed experts");
+  }
+  variants_ = {{.prefetch = flags_.model.prefetch == "on"}};
+  if (flags_.compare_prefetch) {
+    variants_ = {{.prefetch = true}, {.name = "prefetch_off", .prefetch = false}};
+  } else if (flags_.compare_sites) {
+    variants_.push_back({.name = "site_host", .rule = TierRule::kHost});
+    variants_.push_back({.name = "site_device", .rule = TierRule::kDevice});
+    variants_.push_back({.name = "host_1_4", .rule = TierRule::kShare, .host_share = 0.25});
+    variants_.push_back({.name = "host_1_2", .rule = TierRule::kShare, .host_share = 0.5});
+    variants_.push_back({.name = "host_3_4", .rule = TierRule::kShare, .host_share = 0.75});
   }
   return {};
 }
@@ -145,15 +204,17 @@ Status ModelBench::feed(std::span<const TokenId> tokens, Purpose purpose) {
 
 Result<Round> ModelBench::run_round(int number) {
   Round round;
+  round.variant = static_cast<std::size_t>(number) % variants_.size();
+  const Variant& variant = variants_[round.variant];
   if (flags_.compare_prefetch && model_.experts != nullptr) {
-    round.prefetch = number % 2 == 0;
-    model_.experts->set_prefetch(round.prefetch);
+    model_.experts->set_prefetch(variant.prefetch);
   }
-  kv_.emplace(model_.runner->kv_pool());
+  if (flags_.compare_sites) model_.tiers->set_rule(variant.rule, variant.host_share);
+  kv_->rewind(flags_.context);
   distinct_.clear();
   ASSIGN_OR_RETURN(const double before, probe_drive());
   const LayerCounters experts = model_.runner->expert_counters();
-  const std::int64_t bytes = model_.reader != nullptr ? model_.reader->load().bytes_read : 0;
+  const std::int64_t bytes = bytes_read(), devices = devices_us(), drives = drives_us();
   const double io_cpu = thread_cpu_seconds("stoker-io");
   const Clock::time_point start = Clock::now();
   if (flags_.decode) {
@@ -164,7 +225,9 @@ Result<Round> ModelBench::run_round(int number) {
   }
   round.seconds = seconds_since(start);
   round.io_cpu_seconds = thread_cpu_seconds("stoker-io") - io_cpu;
-  round.bytes_read = (model_.reader != nullptr ? model_.reader->load().bytes_read : 0) - bytes;
+  round.bytes_read = bytes_read() - bytes;
+  round.devices_us = devices_us() - devices;
+  round.drives_us = drives_us() - drives;
   round.distinct_bytes = distinct_.bytes(*model_.source);
   round.experts = model_.runner->expert_counters() - experts;
   ASSIGN_OR_RETURN(const double after, probe_drive());
@@ -174,7 +237,7 @@ Result<Round> ModelBench::run_round(int number) {
 
 Status ModelBench::run() {
   ProgressBar progress("measuring", ProgressBar::Unit::kTokens);
-  const int total = flags_.warm_up + flags_.rounds * (flags_.compare_prefetch ? 2 : 1);
+  const int total = flags_.warm_up + flags_.rounds * static_cast<int>(variants_.size());
   for (int number = 0; number < total; ++number) {
     ASSIGN_OR_RETURN(const Round round, run_round(number));
     if (number >= flags_.warm_up) rounds_.push_back(round);
@@ -186,8 +249,8 @@ Status ModelBench::run() {
 // Median over the rounds of what `of` says of one, with the smallest and largest.
 template <typename Fn>
 Json spread(const std::vector<Round>& rounds, const Fn& of) {
-  std::vector<double> values;
-  for (const Round& round : rounds) values.push_back(of(round));
+  std::vector<double> values(rounds.size());
+  std::transform(rounds.begin(), rounds.end(), values.begin(), of);
   const auto [least, most] = std::minmax_element(values.begin(), values.end());
   return Json{{"median", median(values)}, {"least", *least}, {"most", *most}};
 }
@@ -201,16 +264,52 @@ double overlap_efficiency(const Round& round) {
   return std::min(compute, io) > 0.0 ? (compute + io - round.seconds) / std::min(compute, io) : 0.0;
 }
 
+std::vector<Round> ModelBench::rounds_of(std::size_t variant) const {
+  std::vector<Round> rounds;
+  std::copy_if(rounds_.begin(), rounds_.end(), std::back_inserter(rounds),
+               [&](const Round& round) { return round.variant == variant; });
+  return rounds;
+}
+
+// `count` of all experts that were demanded.
+template <typename Fn>
+Json share_of_experts(const std::vector<Round>& rounds, const Fn& count) {
+  return spread(rounds, [&](const Round& r) {
+    const std::int64_t demanded = r.experts.hit + r.experts.late + r.experts.miss;
+    return static_cast<double>(count(r.experts)) /
+           static_cast<double>(std::max<std::int64_t>(demanded, 1));
+  });
+}
+
+void ModelBench::add_expert_figures(const std::vector<Round>& rounds, Json& json) const {
+  if (model_.paging.reader() == nullptr) return;
+  json["hit"] = share_of_experts(rounds, [](const LayerCounters& c) { return c.hit; });
+  json["late"] = share_of_experts(rounds, [](const LayerCounters& c) { return c.late; });
+  if (model_.tiers != nullptr) add_tier_figures(rounds, json);
+  add_drive_figures(rounds, json);
+}
+
+// Who computed, and how long everybody was at work.
+void ModelBench::add_tier_figures(const std::vector<Round>& rounds, Json& json) const {
+  json["on_device"] = share_of_experts(rounds, [](const LayerCounters& c) { return c.device_hit; });
+  json["uploaded"] =
+      share_of_experts(rounds, [](const LayerCounters& c) { return c.device_upload; });
+  json["on_host"] = share_of_experts(rounds, [](const LayerCounters& c) {
+    return c.hit + c.late + c.miss - c.device_hit - c.device_upload;
+  });
+  json["host_busy_share"] = spread(rounds, [](const Round& r) {
+    return static_cast<double>(r.experts.host_us) / 1e6 / r.seconds;
+  });
+  json["devices_busy_share"] = spread(
+      rounds, [](const Round& r) { return static_cast<double>(r.devices_us) / 1e6 / r.seconds; });
+  json["drives_busy_share"] = spread(
+      rounds, [](const Round& r) { return static_cast<double>(r.drives_us) / 1e6 / r.seconds; });
+  json["promoted_gb_s"] = spread(rounds, [](const Round& r) {
+    return static_cast<double>(r.experts.promoted_bytes) / 1e9 / r.seconds;
+  });
+}
+
 void ModelBench::add_drive_figures(const std::vector<Round>& rounds, Json& json) const {
-  const auto demanded = [](const Round& r) {
-    return static_cast<double>(r.experts.hit + r.experts.late + r.experts.miss);
-  };
-  json["hit"] = spread(rounds, [&](const Round& r) {
-    return static_cast<double>(r.experts.hit) / std::max(1.0, demanded(r));
-  });
-  json["late"] = spread(rounds, [&](const Round& r) {
-    return static_cast<double>(r.experts.late) / std::max(1.0, demanded(r));
-  });
   json["read_gb_s"] = spread(
       rounds, [](const Round& r) { return static_cast<double>(r.bytes_read) / r.seconds / 1e9; });
   json["felt_wait_share"] = spread(rounds, [](const Round& r) {
@@ -247,28 +346,31 @@ Json ModelBench::report() const {
   Json json = {{"suite", flags_.decode ? "decode" : "prefill"},
                {"model", model_.directory.string()},
                {"tokens", flags_.tokens},
+               {"context", flags_.context},
                {"rounds", flags_.rounds},
                {"threads", model_.team ? model_.team->num_threads() : 1}};
-  if (model_.arena != nullptr) {
-    json["slots"] = model_.arena->num_slots();
+  if (model_.paging.arena() != nullptr) {
+    json["slots"] = model_.paging.arena()->num_slots();
     json["experts"] = model_.num_experts;
   }
   const auto tok_s = [&](const Round& r) { return flags_.tokens / r.seconds; };
-  std::vector<Round> with, without;
-  for (const Round& round : rounds_) (round.prefetch ? with : without).push_back(round);
-  json["tok_s"] = spread(with, tok_s);
-  if (model_.reader != nullptr) add_drive_figures(with, json);
-  if (!without.empty()) {
-    Json off = {{"tok_s", spread(without, tok_s)}};
-    add_drive_figures(without, off);
-    json["prefetch_off"] = off;
+  const std::vector<Round> first = rounds_of(0);
+  json["tok_s"] = spread(first, tok_s);
+  add_expert_figures(first, json);
+  for (std::size_t variant = 1; variant < variants_.size(); ++variant) {
+    const std::vector<Round> other = rounds_of(variant);
+    Json figures = {{"tok_s", spread(other, tok_s)}};
+    add_expert_figures(other, figures);
+    const std::string name = variants_[variant].name;
+    json[name] = figures;
     std::vector<double> ratios;
-    for (std::size_t i = 0; i < std::min(with.size(), without.size()); ++i)
-      ratios.push_back(without[i].seconds / with[i].seconds);
+    for (std::size_t i = 0; i < std::min(first.size(), other.size()); ++i)
+      ratios.push_back(other[i].seconds / first[i].seconds);
     const auto [least, most] = std::minmax_element(ratios.begin(), ratios.end());
-    json["prefetch_on_over_off"] = {{"median", median(ratios)}, {"least", *least}, {"most", *most}};
+    const std::string key = flags_.compare_prefetch ? "prefetch_on_over_off" : "auto_over_" + name;
+    json[key] = {{"median", median(ratios)}, {"least", *least}, {"most", *most}};
   }
-  if (flags_.decode && model_.team) {
+  if (flags_.decode && model_.team && model_.tiers == nullptr) {
     const std::int64_t bytes = weight_bytes_per_token(model_);
     const double achieved = static_cast<double>(bytes) * json["tok_s"]["median"].get<double>();
     const double peak = measure_read_bandwidth(*model_.team, kBandwidthBytes, kBandwidthRounds);
@@ -301,12 +403,14 @@ void print_text(const Json& json, const std::string& prefix = "") {
 
 }  // namespace
 
-Result<int> bench_model(const ModelBenchFlags& flags) {
+Result<int> bench_model(const ModelBenchFlags& flags, const Gpus* gpus) {
   ModelFlags model_flags = flags.model;
-  model_flags.ctx = flags.tokens;
+  model_flags.ctx = flags.context + flags.tokens;
   LoadOptions options;
   if (!flags.decode) options.prefill_rows = flags.tokens;
   options.logit_rows = 1;
+  options.measure_busy = true;
+  options.gpus = gpus;
   if (!flags.modelled_drive.empty()) {
     ASSIGN_OR_RETURN(options.modelled_drive_bytes_per_second, parse_size(flags.modelled_drive),
                      "--modelled-drive");

@@ -16,6 +16,10 @@ void add_counters(JsonObject& object, const LayerCounters& counters) {
       .add("prefetch_used_bytes", counters.prefetch_used_bytes)
       .add("prefetch_wasted_bytes", counters.prefetch_wasted_bytes)
       .add("felt_wait_us", counters.felt_wait_us)
+      .add("device_hit", counters.device_hit)
+      .add("device_upload", counters.device_upload)
+      .add("promoted_bytes", counters.promoted_bytes)
+      .add("host_us", counters.host_us)
       .add("retried_blocks", counters.retried_blocks)
       .add("repaired_blocks", counters.repaired_blocks);
 }
@@ -27,6 +31,11 @@ std::string describe_counters(const LayerCounters& counters, double seconds) {
                                          counters.prefetch_wasted_bytes);
   std::string text = fmt::format(
       "hit {:.0f} %", 100.0 * static_cast<double>(counters.hit) / static_cast<double>(demanded));
+  if (counters.device_hit > 0) {
+    text +=
+        fmt::format(" ({:.0f} % on a device)", 100.0 * static_cast<double>(counters.device_hit) /
+                                                   static_cast<double>(demanded));
+  }
   if (bytes > 0.0) {
     text += fmt::format(", {:.2f} GB/s, waited {:.0f} %", bytes / seconds / 1e9,
                         static_cast<double>(counters.felt_wait_us) / seconds / 1e4);

@@ -12,7 +12,7 @@ double gib(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); 
 
 std::string fixed_parts(const MemoryNeed& need) {
   return fmt::format(
-      "{:.2f} GiB for all weights but the routed experts, {:.2f} for {} tokens of context and "
+      "{:.2f} GiB for weights beside the routed experts, {:.2f} for {} tokens of context and "
       "{:.2f} "
       "for activations",
       gib(need.dense_bytes), gib(need.kv_bytes), need.context_tokens, gib(need.workspace_bytes));

@@ -8,14 +8,15 @@
 #include "core/base/clock.h"
 #include "core/base/error.h"
 #include "core/base/team.h"
-#include "core/interface/expert_source.h"
 #include "core/model/tensor_table.h"
 #include "core/runtime/engine.h"
 #include "core/runtime/runner.h"
 #include "prefetch/expert_manager.h"
+#include "prefetch/tiered_experts.h"
 #include "storage/model_source.h"
-#include "storage/slot_arena.h"
+#include "tools/gpus.h"
 #include "tools/model_flags.h"
+#include "tools/paging.h"
 
 namespace stoker::tools {
 
@@ -35,15 +36,13 @@ struct LoadedModel {
   std::filesystem::path directory;
   std::unique_ptr<storage::ModelSource> source;
   std::unique_ptr<Clock> clock;
-  // Of a model with experts; null for others.
-  std::unique_ptr<storage::HostSlotArena> arena;
-  std::unique_ptr<ExpertSource> unread_experts;  // with a modelled drive only
-  std::unique_ptr<ExpertReader> reader;
+  Paging paging;               // of a model with experts
   int num_experts = 0;         // over all layers
   std::unique_ptr<Team> team;  // null for backends that need none
   std::shared_ptr<const Engine> engine;
   std::unique_ptr<Runner> runner;
-  ExpertManager* experts = nullptr;   // the runner's
+  ExpertManager* experts = nullptr;   // the runner's; null without experts
+  TieredExperts* tiers = nullptr;     // likewise; null without GPUs
   std::unique_ptr<RunRecord> record;  // writes --stats, --record-trace and the usage history
   CategoryBytes bytes{};              // stored, by category
   double load_seconds = 0.0;
@@ -56,13 +55,11 @@ struct LoadOptions {
   // For benchmarks: experts come, at no cost of CPU, from a drive of this speed that delivers bytes
   // of other experts. 0: from the model's files.
   std::int64_t modelled_drive_bytes_per_second = 0;
+  bool measure_busy = false;   // Backend::busy_us() of GPUs says something
+  const Gpus* gpus = nullptr;  // outlives the model; null: cuda_gpus()
 };
 
 // Cheap checks first; what does not fit is refused, with the numbers, before anything is loaded.
 Result<LoadedModel> load_model(const ModelFlags& flags, LoadOptions options = {});
-
-// Another reader of the model's expert files, with the same settings.
-Result<std::unique_ptr<ExpertReader>> open_second_reader(const LoadedModel& model,
-                                                         const ModelFlags& flags);
 
 }  // namespace stoker::tools

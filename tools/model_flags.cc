@@ -79,6 +79,25 @@ void add_model_flags(CLI::App& app, ModelFlags& flags) {
   app.add_option("--prefetch", flags.prefetch, "Read experts ahead while a drive is idle")
       ->check(CLI::IsMember({"on", "off"}))
       ->capture_default_str();
+  app.add_option("--devices", flags.devices,
+                 "GPUs that --backend cuda runs on, e.g. 0,1 (default: all); layers are shared out "
+                 "in this order, and a GPU may be named twice")
+      ->delimiter(',')
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--vram", flags.vram,
+                 "Memory that each of them may take, e.g. 24GiB (default: what it has to spare); "
+                 "what weights and caches leave holds the most used experts");
+  app.add_option("--expert-site", flags.expert_site,
+                 "Who computes experts that lie in no GPU's memory, in decode: auto: whoever is "
+                 "done first; host: the CPU; device: the GPU of the layer; alternate: in turns, "
+                 "for tests. Changes no result")
+      ->check(CLI::IsMember({"auto", "host", "device", "alternate"}))
+      ->capture_default_str();
+  app.add_option("--expert-arithmetic", flags.expert_arithmetic,
+                 "How GPUs compute experts in decode; fast: on tensor cores, with last bits that "
+                 "depend on where an expert is computed")
+      ->check(CLI::IsMember({"defined", "fast"}))
+      ->capture_default_str();
   app.add_option("--prefill-rows", flags.prefill_rows,
                  "Prompt tokens computed in one sweep over the experts (default: what 1 GiB of "
                  "activations holds, at most 4096)")
@@ -86,8 +105,10 @@ void add_model_flags(CLI::App& app, ModelFlags& flags) {
   app.add_option("--activations", flags.activations,
                  "Activations between modules: bf16 (default) or f32")
       ->check(CLI::IsMember({"bf16", "f32"}));
-  app.add_option("--kv-cache", flags.kv_cache,
-                 "Cached keys: bf16 (default) or f32; fp8 comes later")
+  app.add_option(
+         "--kv-cache", flags.kv_cache,
+         "Cached keys: bf16 (default), f32, or fp8: the published form of 656 bytes a token "
+         "and layer, 132 for the indexer; changes results slightly")
       ->check(CLI::IsMember({"bf16", "f32", "fp8"}));
   app.add_option("--stats", flags.stats, "Write what each step read and waited for, as JSON");
   app.add_option("--record-trace", flags.record_trace,

@@ -22,6 +22,10 @@ struct ModelFlags {
   std::string io = "auto";
   std::string direct = "auto";
   std::string prefetch = "on";
+  std::vector<int> devices;          // indices into list_gpus(); empty: all
+  std::string vram;                  // a size, of each device; empty: what it has to spare
+  std::string expert_site = "auto";  // who computes experts that no device holds
+  std::string expert_arithmetic = "defined";
   int ctx = 4096;
   int prefill_rows = 0;      // 0: as many as the activation budget holds
   std::string kv_cache;      // empty: bf16, or f32 with --backend reference

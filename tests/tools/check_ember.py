@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """The shipped model through the program: expected token ids, and the questions it must answer.
 
-    check_ember.py STOKER MODEL_DIR RECIPE_DIR
+    check_ember.py STOKER MODEL_DIR RECIPE_DIR [--backend cuda]
 
 Expected ids were computed by the recipe in float32 on the shipped (FP8) weights; the program must give the same with
-f32 arithmetic and with its defaults, on every instruction set this machine has. Of the twenty known questions at least
-nineteen must be answered. Standard library only.
+f32 arithmetic and with its defaults, on every instruction set this machine has, or with --backend cuda on its GPUs. Of the
+twenty known questions at least nineteen must be answered, also with an FP8 cache. Standard library only.
 """
 
+import argparse
 import json
 import pathlib
 import subprocess
@@ -35,10 +36,16 @@ def instruction_sets(stoker):
     return found
 
 
-def check_golden(stoker, model, golden, problems):
+def runs_of(backend, stoker):
+    if backend == "cuda":
+        cuda = ["--backend", "cuda", "--devices"]
+        return [[*F32, *cuda, "0"], [*cuda, "0"], [*cuda, "0,0"]]
     runs = [["--backend", "reference"], F32, []]
     runs += [[*F32, "--isa", isa] for isa in instruction_sets(stoker)]
-    runs += [[*F32, "--threads", "1"]]
+    return [*runs, [*F32, "--threads", "1"]]
+
+
+def check_golden(stoker, model, runs, golden, problems):
     for case in golden["cases"]:
         expected = case["continuation_ids"]
         for flags in runs:
@@ -52,27 +59,34 @@ def check_golden(stoker, model, golden, problems):
                 print(f"{name}: {len(expected)} tokens equal")
 
 
-def check_questions(stoker, model, questions, facts, problems):
+def check_questions(stoker, model, flags, questions, facts, problems):
     shorts = {p["name"]: p["short"].rstrip(".") for p in facts["known"] + facts["random"]}
     wrong = []
     for question in questions["known"]:
         want = shorts[question["short_of"]] if "short_of" in question else question["contains"]
-        answer = generate(stoker, model, question["ask"])["text"]
+        answer = generate(stoker, model, question["ask"], *flags)["text"]
         if want not in answer:
             wrong.append(f"    {question['ask']} -> {answer!r}, expected {want!r}")
     right = len(questions["known"]) - len(wrong)
-    print(f"{right} of {len(questions['known'])} known questions answered")
+    print(f"{right} of {len(questions['known'])} known questions answered {' '.join(flags)}")
     print("\n".join(wrong))
     if right < REQUIRED_ANSWERS:
         problems.append(f"{right} questions answered, {REQUIRED_ANSWERS} are required")
 
 
 def main():
-    stoker, model, recipe = sys.argv[1], pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stoker")
+    parser.add_argument("model", type=pathlib.Path)
+    parser.add_argument("recipe", type=pathlib.Path)
+    parser.add_argument("--backend", choices=["cpu", "cuda"], default="cpu")
+    args = parser.parse_args()
     problems = []
-    read = lambda name: json.loads((recipe / name).read_text())
-    check_golden(stoker, model, read("ember_golden.json"), problems)
-    check_questions(stoker, model, read("questions.json"), read("facts.json"), problems)
+    read = lambda name: json.loads((args.recipe / name).read_text())
+    check_golden(args.stoker, args.model, runs_of(args.backend, args.stoker), read("ember_golden.json"), problems)
+    for cache in ([], ["--kv-cache", "fp8"]):
+        flags = ["--backend", args.backend, *cache]
+        check_questions(args.stoker, args.model, flags, read("questions.json"), read("facts.json"), problems)
     for problem in problems:
         print(f"FAILED {problem}")
     return 1 if problems else 0

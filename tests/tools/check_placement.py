@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Placement changes speed, never output: a model's logits and chosen experts, bit for bit, wherever its experts lie.
 
-    check_placement.py STOKER MODEL_DIR TOKENS.json [--sample N] [--forms as-is,fp8,int8,int4]
+    check_placement.py STOKER MODEL_DIR TOKENS.json [--sample N] [--forms as-is,fp8,int8,int4] [--backend cpu|cuda]
 
 Packs MODEL_DIR in every form, each once in one file and once in two, and runs `stoker eval` on the tokens, decoded one by
 one and in one pass, over: memory for the fewest slots allowed, for some and for all experts; both I/O engines; direct and
 buffered; prefetch on and off; one and two threads; one directory, two, a mirror. Every run must give the same bytes
 as the first of its form; `as-is` (the published shards) and `fp8` (packed without loss) must agree with each other. With --sample only
-N runs of each form are drawn (seeded), the extremes always among them. Standard library only.
+N runs of each form are drawn (seeded), the extremes always among them. With --backend cuda (a machine with a GPU) also over:
+GPU memory for no expert, one, some and all; experts that lie in RAM computed by the host, the GPU, in turns, or wherever it is
+soonest; one device, and two that share GPU 0. Standard library only.
 """
 
 import argparse
@@ -16,18 +18,26 @@ import itertools
 import json
 import pathlib
 import random
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 
-AXES = {
+CPU_AXES = {
     "ram": ["fewest", "some", "all"],
     "io": ["uring", "pread"],
     "direct": ["auto", "off"],
     "prefetch": ["on", "off"],
     "threads": ["1", "2"],
     "where": ["one", "two", "mirror"],
+}
+CUDA_AXES = {
+    "ram": ["fewest", "some", "all"],
+    "prefetch": ["on", "off"],
+    "vram": ["none", "one", "some", "all"],
+    "expert-site": ["auto", "host", "device", "alternate"],
+    "devices": ["0", "0,0"],
 }
 
 
@@ -41,8 +51,8 @@ def stoker(program, *arguments):
 class Form:
     """One way a model's experts are stored, and how much memory which share of them takes."""
 
-    def __init__(self, program, name, model, scratch):
-        self.name, self.program, self.scratch = name, program, scratch
+    def __init__(self, program, name, model, scratch, backend):
+        self.name, self.program, self.scratch, self.backend = name, program, scratch, backend
         self.model = model
         self.directories = {"one": None}
         if name != "as-is":
@@ -62,6 +72,24 @@ class Form:
         fewest = config["num_experts_per_tok"]
         every = (config["num_hidden_layers"] - config["first_k_dense_replace"]) * config["n_routed_experts"]
         self.ram = {"fewest": fewest * slot_bytes, "some": every // 3 * slot_bytes, "all": every * slot_bytes}
+        # Beside what a device needs without experts.
+        self.vram = {"none": 0, "one": slot_bytes, "some": every // 4 * slot_bytes, "all": every * slot_bytes}
+        self.device_needs = {}
+
+    def device_need(self, devices, tokens, chunks):
+        """Bytes that a device takes without any expert: what the program asks for when it is given next to nothing."""
+        key = (devices, *chunks)
+        if key not in self.device_needs:
+            arguments = ["eval", self.model, "--tokens", tokens, "--logits", f"{self.scratch}/out.npy", *chunks]
+            arguments += ["--backend", "cuda", "--devices", devices, "--vram", "1"]
+            try:
+                stoker(self.program, *arguments)
+            except RuntimeError as error:
+                asked = re.search(r"give it at least (\d+) bytes", str(error))
+                if not asked:
+                    raise
+                self.device_needs[key] = int(asked[1])
+        return self.device_needs[key]
 
     def pack(self, model, label, files):
         out = self.scratch / f"{self.name}-{label}"
@@ -71,13 +99,20 @@ class Form:
     def run(self, tokens, chunk, choice):
         """Hash of logits and routes."""
         out = self.scratch / "out"
-        arguments = ["--ram", self.ram[choice["ram"]], "--threads", choice["threads"]]
-        for flag in ("io", "direct", "prefetch"):
-            arguments += [f"--{flag}", choice[flag]]
-        model = self.two if choice["where"] == "two" else self.model
-        if self.directories[choice["where"]]:
-            arguments += ["--store", self.directories[choice["where"]]]
         chunks = ["--chunk", "1"] if chunk == 1 else []
+        arguments = ["--backend", self.backend]
+        for flag, value in choice.items():
+            if flag == "where":
+                continue
+            if flag == "ram":
+                value = self.ram[value]
+            elif flag == "vram":
+                value = self.device_need(choice["devices"], tokens, chunks) + self.vram[value]
+            arguments += [f"--{flag}", value]
+        where = choice.get("where", "one")
+        model = self.two if where == "two" else self.model
+        if self.directories[where]:
+            arguments += ["--store", self.directories[where]]
         stoker(self.program, "eval", model, "--tokens", tokens, "--logits", f"{out}.npy", "--routes", f"{out}.json",
                *chunks, *arguments)
         digest = hashlib.sha256()
@@ -86,7 +121,7 @@ class Form:
         return digest.hexdigest()
 
     def choices(self, sample, rng):
-        axes = dict(AXES, where=list(self.directories))
+        axes = CUDA_AXES if self.backend == "cuda" else dict(CPU_AXES, where=list(self.directories))
         every = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
         if not sample or sample >= len(every):
             return every
@@ -100,6 +135,7 @@ def main():
     parser.add_argument("tokens", type=pathlib.Path)
     parser.add_argument("--sample", type=int, default=0)
     parser.add_argument("--forms", default="as-is,fp8,int8,int4")
+    parser.add_argument("--backend", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args()
     if not args.tokens.exists():
         print(f"skipped: {args.tokens} is not there")
@@ -110,7 +146,7 @@ def main():
     lossless = {}  # chunk -> hashes of forms that hold the same weights
     for name in args.forms.split(","):
         with tempfile.TemporaryDirectory() as scratch:
-            form = Form(args.stoker, name, args.model, pathlib.Path(scratch))
+            form = Form(args.stoker, name, args.model, pathlib.Path(scratch), args.backend)
             for chunk in (1, 0):
                 first, count = None, 0
                 for choice in form.choices(args.sample, rng):

@@ -62,8 +62,8 @@ class SoakTest : public testing::Test {
       prompts_.push_back(std::move(prompt));
     }
     LoadedModel model = load_model(flags("")).value();
-    num_slots_ = model.arena->num_slots();
-    slot_bytes_ = model.arena->slot_bytes();
+    num_slots_ = model.paging.arena()->num_slots();
+    slot_bytes_ = model.paging.arena()->slot_bytes();
     fewest_ = config.num_experts_per_tok;
     for (const auto& prompt : prompts_) {
       Session session(*model.runner, sampler());
@@ -144,7 +144,7 @@ class SoakTest : public testing::Test {
     EXPECT_EQ(model.experts->bytes_read(), total.demand_bytes + total.prefetch_used_bytes +
                                                total.prefetch_wasted_bytes +
                                                model.experts->prefetched_unused_bytes());
-    EXPECT_GE(model.reader->load().bytes_read, model.experts->bytes_read());
+    EXPECT_GE(model.paging.reader()->load().bytes_read, model.experts->bytes_read());
     EXPECT_EQ(total.retried_blocks, 0);
   }
 

@@ -1,0 +1,68 @@
+#include "tools/bench_model.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+
+#include "tests/support/temp_dir.h"
+#include "tests/tools/fake_gpus.h"
+
+namespace stoker::tools {
+namespace {
+
+class BenchModelTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    flags_.model.model = STOKER_SOURCE_DIR "/models/ember";
+    if (!std::filesystem::exists(flags_.model.model + "/config.json")) {
+      GTEST_SKIP() << "models/ember is not there";
+    }
+    ::setenv("XDG_CACHE_HOME", dir_.path().c_str(), 1);
+    flags_.tokens = 4;
+    flags_.rounds = 2;
+    flags_.json = true;
+  }
+
+  nlohmann::json run(const Gpus* gpus = nullptr) {
+    testing::internal::CaptureStdout();
+    const Result<int> status = bench_model(flags_, gpus);
+    const std::string out = testing::internal::GetCapturedStdout();
+    EXPECT_TRUE(status.ok()) << status.error().message();
+    return nlohmann::json::parse(out);
+  }
+
+  test::TempDir dir_;
+  ModelBenchFlags flags_;
+};
+
+TEST_F(BenchModelTest, SitesAreComparedInTurn) {
+  const test::FakeGpus gpus({std::int64_t{1} << 30});
+  flags_.model.backend = "cuda";
+  flags_.compare_sites = true;
+  const nlohmann::json report = run(&gpus);
+  for (const char* const site : {"site_host", "site_device", "host_1_4", "host_1_2", "host_3_4"}) {
+    ASSERT_TRUE(report.contains(site)) << report.dump(2);
+    const nlohmann::json& figures = report[site];
+    const auto share = [&](const char* who) { return figures[who]["median"].get<double>(); };
+    EXPECT_NEAR(share("on_device") + share("uploaded") + share("on_host"), 1.0, 0.05);
+    EXPECT_TRUE(report.contains(std::string("auto_over_") + site));
+  }
+  EXPECT_EQ(report["site_host"]["uploaded"]["most"], 0.0);
+  EXPECT_EQ(report["site_device"]["on_host"]["most"], 0.0);
+}
+
+TEST_F(BenchModelTest, WhatCannotBeComparedIsRefused) {
+  flags_.compare_sites = true;
+  Result<int> status = bench_model(flags_);
+  ASSERT_FALSE(status.ok());
+  EXPECT_THAT(status.error().message(), testing::HasSubstr("--compare-sites needs --backend cuda"));
+  flags_.compare_prefetch = true;
+  status = bench_model(flags_);
+  ASSERT_FALSE(status.ok());
+  EXPECT_THAT(status.error().message(), testing::HasSubstr("one at a time"));
+}
+
+}  // namespace
+}  // namespace stoker::tools

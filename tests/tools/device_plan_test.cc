@@ -1,0 +1,101 @@
+#include "tools/device_plan.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+namespace stoker::tools {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+constexpr std::int64_t kMiB = 1 << 20, kGiB = std::int64_t{1} << 30;
+
+// Eight layers of 64 MiB weights and 16 MiB caches, all but the first with 32 experts of 4 MiB.
+DeviceNeed small_need() {
+  DeviceNeed need;
+  need.weight_bytes.assign(8, 64 * kMiB);
+  need.kv_bytes.assign(8, 16 * kMiB);
+  need.head_bytes = 40 * kMiB;
+  need.workspace_bytes = 24 * kMiB;
+  need.context_tokens = 4096;
+  need.slot_bytes = 4 * kMiB;
+  need.num_experts.assign(8, 32);
+  need.num_experts.front() = 0;
+  return need;
+}
+
+DeviceRoom room(int gpu, std::int64_t free_bytes) { return {gpu, free_bytes, 32 * kMiB}; }
+
+TEST(PlanDevices, WhatOneDeviceHasLeftHoldsExperts) {
+  const std::vector<DeviceRoom> rooms = {room(0, 8 * kGiB)};
+  const DevicePlan all = plan_devices(small_need(), rooms, 0).value();
+  ASSERT_EQ(all.devices.size(), 1u);
+  EXPECT_EQ(all.devices[0].budget_bytes, 8 * kGiB - kGiB / 2);
+  EXPECT_EQ(all.devices[0].fixed_bytes, (8 * 80 + 40 + 24 + 32) * kMiB);
+  EXPECT_EQ(all.devices[0].num_slots, 7 * 32);  // not more than there are
+  EXPECT_EQ(all.layer_device, std::vector<int>(8, 0));
+  const DevicePlan tight = plan_devices(small_need(), rooms, 743 * kMiB).value();
+  EXPECT_EQ(tight.devices[0].budget_bytes, 743 * kMiB);
+  EXPECT_EQ(tight.devices[0].num_slots, 1);  // 7 MiB are left: a hard limit
+  const DevicePlan none = plan_devices(small_need(), rooms, 736 * kMiB).value();
+  EXPECT_EQ(none.devices[0].num_slots, 0);
+}
+
+TEST(PlanDevices, UnequalDevicesShareTheLayers) {
+  const std::vector<DeviceRoom> rooms = {room(0, 3 * kGiB), room(1, kGiB)};
+  const DevicePlan plan = plan_devices(small_need(), rooms, 0).value();
+  EXPECT_THAT(plan.layer_device, ElementsAre(0, 0, 0, 0, 0, 0, 1, 1));
+  EXPECT_EQ(plan.devices[0].num_layers, 6);
+  EXPECT_EQ(plan.devices[0].num_slots, 5 * 32);
+  EXPECT_EQ(plan.devices[1].fixed_bytes, (2 * 80 + 40 + 24 + 32) * kMiB);
+  EXPECT_EQ(plan.devices[1].num_slots, 2 * 32);
+}
+
+TEST(PlanDevices, DevicesOnOneGpuShareIt) {
+  const std::vector<DeviceRoom> rooms = {room(0, 4 * kGiB), room(0, 4 * kGiB)};
+  const DevicePlan plan = plan_devices(small_need(), rooms, 0).value();
+  for (const DevicePlan::Device& device : plan.devices) {
+    EXPECT_EQ(device.budget_bytes, 2 * kGiB - kGiB / 8);
+    EXPECT_EQ(device.num_layers, 4);
+  }
+}
+
+TEST(PlanDevices, MoreDevicesThanLayers) {
+  DeviceNeed need = small_need();
+  for (auto* bytes : {&need.weight_bytes, &need.kv_bytes}) bytes->resize(2);
+  need.num_experts.resize(2);
+  const std::vector<DeviceRoom> rooms(5, room(0, 4 * kGiB));
+  const DevicePlan plan = plan_devices(need, rooms, 0).value();
+  EXPECT_TRUE(std::is_sorted(plan.layer_device.begin(), plan.layer_device.end()));
+  int num_layers = 0;
+  for (const DevicePlan::Device& device : plan.devices) {
+    num_layers += device.num_layers;
+    EXPECT_TRUE(device.num_layers > 0 || device.num_slots == 0);
+  }
+  EXPECT_EQ(num_layers, 2);
+}
+
+TEST(PlanDevices, RefusesWithTheNumbers) {
+  const auto refusal = [](std::vector<DeviceRoom> rooms, std::int64_t vram) {
+    const Result<DevicePlan> plan = plan_devices(small_need(), rooms, vram);
+    EXPECT_FALSE(plan.ok());
+    if (plan.ok()) return std::string();
+    EXPECT_EQ(plan.error().code(), ErrorCode::kResource);
+    return plan.error().message();
+  };
+  EXPECT_EQ(
+      refusal({room(0, 8 * kGiB)}, 512 * kMiB),
+      "device 0 (GPU 0) may take 0.50 GiB; its 8 layers need 0.54 for weights, 0.12 for 4096 "
+      "tokens of context, 0.02 for activations and 0.03 for scratch: give it at least "
+      "771751936 bytes (0.72 GiB, --vram), use more devices (--devices), shorten --ctx or lower "
+      "--prefill-rows");
+  EXPECT_EQ(refusal({room(2, 3 * kGiB), room(2, 3 * kGiB)}, 2 * kGiB),
+            "--vram 2.00 GiB: GPU 2 has 1.50 GiB free for each of its 2 device(s); free some or "
+            "give it less");
+}
+
+}  // namespace
+}  // namespace stoker::tools

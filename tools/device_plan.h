@@ -1,0 +1,49 @@
+// What goes onto which GPU, decided before anything is loaded.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "core/base/error.h"
+
+namespace stoker::tools {
+
+// What a model takes of the devices that run its dense part. Bytes.
+struct DeviceNeed {
+  std::vector<std::int64_t> weight_bytes;  // of every main layer, but its routed experts
+  std::vector<std::int64_t> kv_bytes;      // of every main layer, for `context_tokens`
+  std::int64_t head_bytes = 0;             // with the last layer
+  std::int64_t workspace_bytes = 0;        // of every device
+  int context_tokens = 0;
+  std::int64_t slot_bytes = 0;   // of the largest expert; 0: the model has none
+  std::vector<int> num_experts;  // routed experts of every main layer
+};
+
+// A device in use. The same GPU may be there several times.
+struct DeviceRoom {
+  int gpu = 0;                     // index into list_gpus()
+  std::int64_t free_bytes = 0;     // of the GPU
+  std::int64_t scratch_bytes = 0;  // that its backend takes for itself
+};
+
+struct DevicePlan {
+  struct Device {
+    int gpu = 0;
+    int num_layers = 0;
+    std::int64_t budget_bytes = 0;  // all that it may take
+    std::int64_t fixed_bytes = 0;   // weights, caches, activations, scratch
+    int num_slots = 0;              // of experts
+  };
+  std::vector<Device> devices;
+  std::vector<int> layer_device;  // index into `devices`, by main layer; ascending
+};
+
+// Layers go to the devices in order, to each as many as agree with its share of all budgets; what a
+// device has left holds experts of its own layers. The budget of a device is `vram_bytes` (--vram),
+// or without it (0) what the GPU has free, its devices sharing it, less a sixteenth. Refused, with
+// the numbers: a budget that does not hold what its layers need, and more than a GPU has free.
+Result<DevicePlan> plan_devices(const DeviceNeed& need, std::span<const DeviceRoom> rooms,
+                                std::int64_t vram_bytes);
+
+}  // namespace stoker::tools

@@ -1,0 +1,223 @@
+#include "tools/gpu_placement.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "core/model/tensor_table.h"
+#include "core/runtime/measure_costs.h"
+#include "quant/tile16.h"
+
+namespace stoker::tools {
+namespace {
+
+constexpr std::int64_t kPiece = 512;  // what memory of a device comes in multiples of
+
+double gib(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
+
+std::int64_t in_pieces(std::int64_t bytes) { return (bytes + kPiece - 1) / kPiece * kPiece; }
+
+// Of a tensor on a device.
+std::int64_t device_bytes(const TensorSpec& spec, const storage::ModelSource& source) {
+  const storage::StoredTensor* stored = source.find(spec.name);
+  if (stored == nullptr) return 0;  // may be absent
+  const quant::Tile16 tile{spec.rows, spec.cols, {storage::quant_format_of(stored->type)}};
+  if (spec.is_vector()) return in_pieces(stored->bytes);
+  return in_pieces(tile.payload_bytes()) + in_pieces(tile.scale_bytes());
+}
+
+GpuBackendNeed backend_need(int gpu, int logical, BackendTypes types,
+                            const RunnerOptions& options) {
+  GpuBackendNeed need;
+  need.options.device = gpu;
+  need.options.logical = logical;
+  need.options.activations = types.activations;
+  need.options.kv_format = types.kv;
+  need.limits = Runner::limits_needed(options);
+  need.context_tokens = options.context_tokens;
+  return need;
+}
+
+Result<TierRule> parse_rule(const std::string& value) {
+  if (value == "auto") return TierRule::kSchedule;
+  if (value == "host") return TierRule::kHost;
+  if (value == "device") return TierRule::kDevice;
+  if (value == "alternate") return TierRule::kAlternate;
+  return make_error(ErrorCode::kInvalidArgument, "--expert-site {}: auto, host, device, alternate",
+                    value);
+}
+
+Result<std::vector<int>> chosen_gpus(const ModelFlags& flags, int num_gpus) {
+  std::vector<int> chosen = flags.devices;
+  if (chosen.empty()) {
+    chosen.resize(static_cast<std::size_t>(std::min(num_gpus, kMaxScheduledDevices)));
+    std::iota(chosen.begin(), chosen.end(), 0);
+  }
+  if (static_cast<int>(chosen.size()) > kMaxScheduledDevices) {
+    return make_error(ErrorCode::kInvalidArgument, "--devices names {}; {} are the most",
+                      chosen.size(), kMaxScheduledDevices);
+  }
+  for (const int gpu : chosen) {
+    if (gpu >= 0 && gpu < num_gpus) continue;
+    return make_error(ErrorCode::kNotFound,
+                      "--devices: there is no GPU {}; this machine has {}, the first is 0", gpu,
+                      num_gpus);
+  }
+  return chosen;
+}
+
+}  // namespace
+
+DeviceNeed device_need(const ModelConfig& config, const storage::ModelSource& source,
+                       BackendTypes types, const RunnerOptions& options) {
+  DeviceNeed need;
+  const int num_pages = (options.context_tokens + kPageTokens - 1) / kPageTokens;
+  need.context_tokens = options.context_tokens;
+  need.workspace_bytes = Runner::workspace_bytes_needed(config, types.activations, options).dense;
+  for (const LayerSpec& layer : config.layers()) {
+    if (layer.role != LayerRole::kMain) continue;
+    need.kv_bytes.push_back(config.kv_bytes_per_token(types.kv, layer) * num_pages * kPageTokens);
+    const bool routed = layer.ffn == FfnKind::kMoe;
+    need.num_experts.push_back(routed ? layer.router.num_experts : 0);
+    if (routed) need.slot_bytes = std::max(need.slot_bytes, source.expert_bytes(layer.index));
+  }
+  need.weight_bytes.resize(need.kv_bytes.size());
+  for (const TensorSpec& tensor : tensor_table(config)) {
+    if (tensor.category == TensorCategory::kRoutedExperts ||
+        tensor.category == TensorCategory::kMtp) {
+      continue;
+    }
+    if (tensor.layer >= 0) {
+      need.weight_bytes[static_cast<std::size_t>(tensor.layer)] += device_bytes(tensor, source);
+    } else if (tensor.category != TensorCategory::kEmbedding || config.tie_word_embeddings) {
+      need.head_bytes += device_bytes(tensor, source);
+    }
+  }
+  return need;
+}
+
+Result<std::optional<DevicePlan>> place_on_gpus(const ModelFlags& flags, const ModelConfig& config,
+                                                const storage::ModelSource& source,
+                                                BackendTypes types, const RunnerOptions& options,
+                                                const Gpus& gpus) {
+  if (flags.backend != "cuda") {
+    for (const auto& [flag, given] :
+         {std::pair("devices", !flags.devices.empty()),
+          {"vram", !flags.vram.empty()},
+          {"expert-site", flags.expert_site != "auto"},
+          {"expert-arithmetic", flags.expert_arithmetic != "defined"}}) {
+      if (!given) continue;
+      return make_error(ErrorCode::kInvalidArgument, "--{} is for --backend cuda", flag);
+    }
+    return std::optional<DevicePlan>();
+  }
+  if (const auto rule = parse_rule(flags.expert_site); !rule.ok()) return rule.error();
+  std::int64_t vram_bytes = 0;
+  if (!flags.vram.empty()) {
+    ASSIGN_OR_RETURN(vram_bytes, parse_size(flags.vram), "--vram");
+  }
+  const std::vector<GpuInfo> list = gpus.list();
+  if (list.empty()) {
+    return make_error(ErrorCode::kNotFound,
+                      "--backend cuda finds no GPU: {}; --backend cpu needs none", gpus.support());
+  }
+  ASSIGN_OR_RETURN(const std::vector<int> chosen,
+                   chosen_gpus(flags, static_cast<int>(list.size())));
+  std::vector<DeviceRoom> rooms;
+  for (const int gpu : chosen) {
+    const GpuBackendNeed need = backend_need(gpu, static_cast<int>(rooms.size()), types, options);
+    rooms.push_back(
+        {gpu, list[static_cast<std::size_t>(gpu)].free_bytes, gpus.scratch_bytes(config, need)});
+  }
+  ASSIGN_OR_RETURN(DevicePlan plan,
+                   plan_devices(device_need(config, source, types, options), rooms, vram_bytes));
+  return std::optional(std::move(plan));
+}
+
+std::vector<std::string> describe(const DevicePlan& plan, const Gpus& gpus) {
+  const std::vector<GpuInfo> list = gpus.list();
+  std::vector<std::string> lines;
+  int first_layer = 0;
+  for (std::size_t i = 0; i < plan.devices.size(); ++i) {
+    const DevicePlan::Device& device = plan.devices[i];
+    std::string layers = "no layers";
+    if (device.num_layers > 0) {
+      layers = fmt::format("layers {} to {}", first_layer, first_layer + device.num_layers - 1);
+    }
+    first_layer += device.num_layers;
+    lines.push_back(fmt::format(
+        "device {} (GPU {}, {}): {}, {:.2f} of {:.2f} GiB for all but routed experts, room for {} "
+        "of those",
+        i, device.gpu, list[static_cast<std::size_t>(device.gpu)].name, layers,
+        gib(device.fixed_bytes), gib(device.budget_bytes), device.num_slots));
+  }
+  return lines;
+}
+
+Result<EngineBackends> make_gpu_backends(const DevicePlan& plan, const ModelConfig& config,
+                                         BackendTypes types, const RunnerOptions& options,
+                                         const GpuExtras& extras, const Gpus& gpus) {
+  EngineBackends backends;
+  std::vector<int> used;
+  for (const DevicePlan::Device& device : plan.devices) {
+    GpuBackendNeed need =
+        backend_need(device.gpu, static_cast<int>(backends.backends.size()), types, options);
+    need.options.measure_busy = extras.measure_busy;
+    need.options.fast_experts = extras.fast_experts;
+    ASSIGN_OR_RETURN(backends.backends.emplace_back(), gpus.make_backend(config, need));
+    used.push_back(device.gpu);
+  }
+  RETURN_IF_ERROR(gpus.connect(used));
+  backends.dense = plan.layer_device;
+  return backends;
+}
+
+Result<std::unique_ptr<TieredExperts>> make_tiers(const DevicePlan& plan, const Engine& engine,
+                                                  std::unique_ptr<ExpertManager> ram,
+                                                  const ExpertSource& source,
+                                                  const ModelFlags& flags, const Gpus& gpus,
+                                                  const Clock& clock) {
+  const std::span<Backend* const> backends = engine.placement().backends();
+  const std::size_t num_devices = plan.devices.size();
+  TierOptions options;
+  ASSIGN_OR_RETURN(options.rule, parse_rule(flags.expert_site));
+  options.host_computes = backends.size() > num_devices;
+  options.num_shared_experts = engine.config().n_shared_experts;
+  for (const int index : plan.layer_device) {
+    options.dense_device.push_back(backends[static_cast<std::size_t>(index)]->device());
+  }
+  // 1. What the processors take, while their memory is not full yet.
+  const std::vector<ExpertLayer> layers = expert_layers(engine.config());
+  std::int64_t slot_bytes = 0;
+  for (const ExpertLayer& layer : layers) {
+    slot_bytes = std::max(slot_bytes, source.expert_bytes(layer.layer));
+  }
+  CostSubjects subjects;
+  subjects.host = options.host_computes ? backends.back() : nullptr;
+  subjects.devices = backends.first(num_devices);
+  int fewest_slots = plan.devices.front().num_slots;
+  for (const DevicePlan::Device& device : plan.devices) {
+    fewest_slots = std::min(fewest_slots, device.num_slots);
+  }
+  subjects.most_device_bytes = std::max(fewest_slots, 1) * slot_bytes;
+  ASSIGN_OR_RETURN(const ExpertCosts costs,
+                   measure_costs(engine.config(), source, subjects, clock));
+  // 2. Slots in what is left of it.
+  std::vector<std::unique_ptr<DeviceSlots>> slots;
+  for (std::size_t i = 0; i < num_devices; ++i) {
+    const DevicePlan::Device& device = plan.devices[i];
+    if (device.num_slots == 0) continue;
+    CudaSlotsOptions wanted;
+    wanted.device = device.gpu;
+    wanted.logical = static_cast<int>(i);
+    wanted.num_slots = device.num_slots;
+    wanted.slot_bytes = slot_bytes;
+    ASSIGN_OR_RETURN(slots.emplace_back(), gpus.make_slots(wanted));
+  }
+  return TieredExperts::create(std::move(ram), layers, source, std::move(slots), costs,
+                               std::move(options));
+}
+
+}  // namespace stoker::tools
