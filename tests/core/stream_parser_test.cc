@@ -3,7 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <chrono>
+#include <ctime>
 #include <random>
 
 #include "core/text/chat_format.h"
@@ -388,10 +388,9 @@ TEST(StreamParser, IsLinear) {
            repeated("1", 500'000)}),
   };
   for (const std::string& text : texts) {
-    const auto start = std::chrono::steady_clock::now();
+    const std::clock_t start = std::clock();  // of this process: others may be busy, too
     stream(kContent, text, [] { return 7u; });
-    EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20))
-        << text.substr(0, 60);
+    EXPECT_LT(std::clock() - start, 20 * CLOCKS_PER_SEC) << text.substr(0, 60);
   }
 }
 
