@@ -13,6 +13,7 @@
 #include "storage/store.h"
 #include "tools/command.h"
 #include "tools/expert_format.h"
+#include "tools/notice.h"
 #include "tools/progress_bar.h"
 
 namespace stoker::tools {
@@ -55,9 +56,7 @@ Result<int> run(const PackFlags& flags) {
   }
   ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::load(dir));
   ASSIGN_OR_RETURN(const auto checkpoint, storage::Checkpoint::open(dir, config));
-  for (const std::string& notice : checkpoint->notices()) {
-    fmt::print(stderr, "stoker: {}\n", notice);
-  }
+  for (const std::string& notice : checkpoint->notices()) say_notice(notice);
   ASSIGN_OR_RETURN(const storage::PackOptions options, options_of(flags, *checkpoint));
   const Clock::time_point start = Clock::now();
   {

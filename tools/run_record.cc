@@ -10,12 +10,13 @@
 
 #include "core/base/file.h"
 #include "storage/write_file.h"
+#include "tools/notice.h"
 
 namespace stoker::tools {
 namespace {
 
 void say(const Status& status) {
-  if (!status.ok()) fmt::print(stderr, "stoker: {}\n", status.error().message());
+  if (!status.ok()) say_notice(status.error().message());
 }
 
 }  // namespace
@@ -39,8 +40,8 @@ RunRecord::~RunRecord() {
   if (recorder_ != nullptr) {
     say(recorder_->write(trace_file_));
     if (recorder_->num_dropped() > 0) {
-      fmt::print(stderr, "stoker: {}: the last {} tokens are not in it, it would be too large\n",
-                 trace_file_.string(), recorder_->num_dropped());
+      say_notice(fmt::format("{}: the last {} tokens are not in it, it would be too large",
+                             trace_file_.string(), recorder_->num_dropped()));
     }
   }
   if (experts_ != nullptr && !usage_file_.empty()) {

@@ -6,8 +6,8 @@
 
 #include "quant/defined_arithmetic.h"
 #include "quant/expert_block.h"
-#include "quant/quantize.h"
 #include "tests/gpu/cuda_test.h"
+#include "tests/gpu/expert_matrices.h"
 
 namespace stoker {
 namespace {
@@ -268,18 +268,7 @@ class CudaExperts : public CudaProducts {
 
   // What a block of `spec` holds of `source`: integers are quantised.
   static HostMatrix as_held(HostMatrix source, const QuantSpec& spec) {
-    if (!spec.is_integer()) return source;
-    HostMatrix held;
-    held.view = source.view;
-    held.view.spec = spec;
-    held.view.layout = WeightLayout::kTile16;
-    const quant::Tile16 tile = quant::tile16_of(held.view);
-    held.payload.resize(static_cast<std::size_t>(tile.payload_bytes() + tile.scale_bytes()));
-    std::byte* const scales = held.payload.data() + tile.payload_bytes();
-    quant::quantize_tile16(source.view, 0, source.view.rows, spec, held.payload.data(), scales);
-    held.view.payload = held.payload.data();
-    held.view.scales = scales;
-    return held;
+    return spec.is_integer() ? in_tile16(source, spec) : std::move(source);
   }
 
   void run(const QuantSpec& spec, std::int64_t hidden_size, std::int64_t inter_size, Place place) {
@@ -297,7 +286,7 @@ class CudaExperts : public CudaProducts {
       options.logical = 1;
       other_ = make_backend(options);
     }
-    const QuantFormat format = spec.is_integer() ? QuantFormat::kBf16 : spec.format;
+    const QuantFormat format = source_format(spec);
     const std::vector<std::vector<std::int32_t>> rows = {{1}, {0, 1, 2, 3, 4}, {2, 4}};
     std::vector<Expert> experts(rows.size());
     std::vector<ExpertUse> uses;
