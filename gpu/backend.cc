@@ -228,7 +228,7 @@ void CudaBackend::begin_part(const StepView& step, int part) {
   if (!status_.ok()) return;
   status_ = use_device(options_.device);
   if (!status_.ok()) return;
-  graphs_.begin({&step, part, steps_.tables(step).tokens, scratch_.places()}, stream_);
+  graphs_.begin({&step, part, steps_.tables(step).tokens, scratch_.allocations()}, stream_);
 }
 
 void CudaBackend::end_part() {

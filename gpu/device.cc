@@ -3,12 +3,15 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "gpu/error.h"
 
 namespace stoker::gpu {
 namespace {
+
+std::atomic<std::uint64_t> num_allocations = 0;  // of DeviceBuffers, by any thread
 
 cudaStream_t native(const Stream& stream) { return static_cast<cudaStream_t>(stream.handle()); }
 cudaEvent_t native(const StreamEvent& event) { return static_cast<cudaEvent_t>(event.handle()); }
@@ -97,6 +100,7 @@ Result<DeviceBuffer> DeviceBuffer::create(std::int64_t bytes) {
   DeviceBuffer buffer;
   buffer.data_.reset(data);
   buffer.bytes_ = bytes;
+  buffer.allocation_ = ++num_allocations;
   RETURN_IF_ERROR(cuda_status(cudaMemset(data, 0, size), "clearing device memory"));
   RETURN_IF_ERROR(default_stream_done("clearing device memory"));
   return buffer;

@@ -64,6 +64,8 @@ class DeviceBuffer {
 
   std::byte* data() const { return static_cast<std::byte*>(data_.get()); }
   std::int64_t bytes() const { return bytes_; }
+  // No other allocation of this process has had it, whatever its address. 0: there is none.
+  std::uint64_t allocation() const { return allocation_; }
   void* release() { return data_.release(); }  // to be given to DeviceMemoryDeleter
 
   // Copies from host memory to byte `offset`; done when it returns.
@@ -74,6 +76,7 @@ class DeviceBuffer {
  private:
   std::unique_ptr<void, DeviceMemoryDeleter> data_;
   std::int64_t bytes_ = 0;
+  std::uint64_t allocation_ = 0;
 };
 
 // Host memory that the device reads and writes without a copy in between. Zeroed.

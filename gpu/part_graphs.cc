@@ -51,9 +51,9 @@ PartGraphs::Entries::iterator PartGraphs::find(const Part& part, int most_visibl
 void PartGraphs::begin(const Part& part, const Stream& stream) {
   CHECK(!open(), "part {} within part {}", part.number, part_.number);
   if (most_ == 0) return;
-  if (part.places != places_) {
+  if (part.scratch != scratch_) {
     clear();
-    places_ = part.places;
+    scratch_ = part.scratch;
   }
   part_ = part;
   range_ = {};

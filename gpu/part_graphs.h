@@ -41,8 +41,8 @@ class PartGraphs {
   struct Part {
     const StepView* step;
     int number;
-    const void* tables;             // of the step, on the device
-    ScratchBuffers::Places places;  // of what operations compute in
+    const void* tables;                   // of the step, on the device
+    ScratchBuffers::Allocations scratch;  // what operations compute in
   };
   // Opens it. Operations are given to `stream` until the end, unless it is replayed.
   void begin(const Part& part, const Stream& stream);
@@ -88,7 +88,7 @@ class PartGraphs {
 
   int most_;
   Entries entries_;
-  ScratchBuffers::Places places_{};
+  ScratchBuffers::Allocations scratch_{};
   std::uint64_t num_uses_ = 0;
 
   // The open part, and after end() the one to launch.

@@ -109,11 +109,13 @@ CudaScratch ScratchBuffers::held() const {
   return held;
 }
 
-ScratchBuffers::Places ScratchBuffers::places() const {
-  static_assert(std::size(kKinds) == std::tuple_size_v<Places>);
-  Places places;
-  for (std::size_t i = 0; i < places.size(); ++i) places[i] = (this->*kKinds[i].buffer).data();
-  return places;
+ScratchBuffers::Allocations ScratchBuffers::allocations() const {
+  static_assert(std::size(kKinds) == std::tuple_size_v<Allocations>);
+  Allocations allocations;
+  for (std::size_t i = 0; i < allocations.size(); ++i) {
+    allocations[i] = (this->*kKinds[i].buffer).allocation();
+  }
+  return allocations;
 }
 
 std::int64_t widened_rows(std::int64_t rows, std::int64_t cols) {

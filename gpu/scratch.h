@@ -25,9 +25,10 @@ struct ScratchBuffers {
   Status reserve(const CudaScratch& sizes);
   // What there is, with the other two 0.
   CudaScratch held() const;
-  // Where each lies: what has moved lies elsewhere.
-  using Places = std::array<const void*, 8>;
-  Places places() const;
+  // Which memory each is. Addresses would not tell: memory that has grown may lie where it lay, and
+  // graphs with copies in them are not to be launched then.
+  using Allocations = std::array<std::uint64_t, 8>;
+  Allocations allocations() const;
 };
 
 // Outputs of a weight of `cols` inputs that are widened at once: a panel small beside the weight.

@@ -78,7 +78,7 @@ TEST_P(CudaMemory, ScratchIsReservedAtCreation) {
   EXPECT_EQ(cuda_scratch_held(*backend), CudaScratch{});
 }
 
-TEST_P(CudaMemory, TablesOfTwoStepsAreReserved) {
+TEST_P(CudaMemory, TablesOfThreeStepsAreReserved) {
   CudaBackendOptions options = options_for(GetParam());
   options.scratch = needed(options);
   backend = make_backend(options);
@@ -86,7 +86,8 @@ TEST_P(CudaMemory, TablesOfTwoStepsAreReserved) {
   const HostMatrix table = random.matrix(QuantFormat::kF32, 96, 8);
   auto weight = backend->adopt_embedding(table.view);
   ASSERT_TRUE(weight.ok()) << weight.error().message();
-  const TestStep most({{1024, 100}, {1024, 27}, {512, 1}}, 96), few({{1, 1}}, 96), third({{5, 2}});
+  const TestStep most({{1024, 100}, {1024, 27}, {512, 1}}, 96), few({{1, 1}}, 96), third({{5, 2}}),
+      fourth({{7, 1}});
   for (const TestStep* step : {&most, &few, &most}) {
     begin(*step);
     const Tensor out = empty(DType::kF32, step->num_rows(), 8);
@@ -98,7 +99,9 @@ TEST_P(CudaMemory, TablesOfTwoStepsAreReserved) {
     }
     EXPECT_EQ(cuda_scratch_held(*backend), options.scratch);
   }
-  begin(third);
+  begin(third);  // as many as are reserved
+  EXPECT_EQ(cuda_scratch_held(*backend), options.scratch);
+  begin(fourth);
   EXPECT_GT(cuda_scratch_held(*backend).step_tables, options.scratch.step_tables);
 }
 
