@@ -9,6 +9,7 @@
 #include "core/model/tensor_table.h"
 #include "core/runtime/measure_costs.h"
 #include "quant/tile16.h"
+#include "tools/notice.h"
 
 namespace stoker::tools {
 namespace {
@@ -47,6 +48,15 @@ Result<TierRule> parse_rule(const std::string& value) {
   if (value == "alternate") return TierRule::kAlternate;
   return make_error(ErrorCode::kInvalidArgument, "--expert-site {}: auto, host, device, alternate",
                     value);
+}
+
+// The first flag that says something of GPUs; null if none does.
+const char* flag_about_gpus(const ModelFlags& flags) {
+  if (!flags.devices.empty()) return "devices";
+  if (!flags.vram.empty()) return "vram";
+  if (flags.expert_site != "auto") return "expert-site";
+  if (flags.expert_arithmetic != "defined") return "expert-arithmetic";
+  return nullptr;
 }
 
 Result<std::vector<int>> chosen_gpus(const ModelFlags& flags, int num_gpus) {
@@ -102,26 +112,23 @@ Result<std::optional<DevicePlan>> place_on_gpus(const ModelFlags& flags, const M
                                                 const storage::ModelSource& source,
                                                 BackendTypes types, const RunnerOptions& options,
                                                 const Gpus& gpus) {
-  if (flags.backend != "cuda") {
-    for (const auto& [flag, given] :
-         {std::pair("devices", !flags.devices.empty()),
-          {"vram", !flags.vram.empty()},
-          {"expert-site", flags.expert_site != "auto"},
-          {"expert-arithmetic", flags.expert_arithmetic != "defined"}}) {
-      if (!given) continue;
-      return make_error(ErrorCode::kInvalidArgument, "--{} is for --backend cuda", flag);
-    }
-    return std::optional<DevicePlan>();
+  const char* const gpu_flag = flag_about_gpus(flags);
+  if (flags.backend != "cuda" && flags.backend != "auto") {
+    if (gpu_flag == nullptr) return std::optional<DevicePlan>();
+    return make_error(ErrorCode::kInvalidArgument, "--{} is for --backend cuda", gpu_flag);
   }
+  // Who says nothing of GPUs gets those that suffice.
+  const bool asked_for = flags.backend == "cuda" || gpu_flag != nullptr;
   if (const auto rule = parse_rule(flags.expert_site); !rule.ok()) return rule.error();
   std::int64_t vram_bytes = 0;
   if (!flags.vram.empty()) {
     ASSIGN_OR_RETURN(vram_bytes, parse_size(flags.vram), "--vram");
   }
   const std::vector<GpuInfo> list = gpus.list();
+  if (list.empty() && !asked_for) return std::optional<DevicePlan>();
   if (list.empty()) {
-    return make_error(ErrorCode::kNotFound,
-                      "--backend cuda finds no GPU: {}; --backend cpu needs none", gpus.support());
+    return make_error(ErrorCode::kNotFound, "no GPU is found: {}; --backend cpu needs none",
+                      gpus.support());
   }
   ASSIGN_OR_RETURN(const std::vector<int> chosen,
                    chosen_gpus(flags, static_cast<int>(list.size())));
@@ -131,9 +138,12 @@ Result<std::optional<DevicePlan>> place_on_gpus(const ModelFlags& flags, const M
     rooms.push_back(
         {gpu, list[static_cast<std::size_t>(gpu)].free_bytes, gpus.scratch_bytes(config, need)});
   }
-  ASSIGN_OR_RETURN(DevicePlan plan,
-                   plan_devices(device_need(config, source, types, options), rooms, vram_bytes));
-  return std::optional(std::move(plan));
+  Result<DevicePlan> plan =
+      plan_devices(device_need(config, source, types, options), rooms, vram_bytes);
+  if (plan.ok()) return std::optional(*std::move(plan));
+  if (asked_for) return plan.error();
+  say_notice(fmt::format("without GPUs, since {}", plan.error().message()));
+  return std::optional<DevicePlan>();
 }
 
 std::vector<std::string> describe(const DevicePlan& plan, const Gpus& gpus) {

@@ -54,7 +54,9 @@ void add_model_argument(CLI::App& app, ModelFlags& flags, bool required) {
 }
 
 void add_model_flags(CLI::App& app, ModelFlags& flags) {
-  app.add_option("--backend", flags.backend, "Which code computes; auto is cpu")
+  app.add_option("--backend", flags.backend,
+                 "Which code computes; auto: cuda where GPUs hold the model but for its routed "
+                 "experts, else cpu")
       ->check(CLI::IsMember({"auto", "cpu", "cuda", "reference"}))
       ->capture_default_str();
   app.add_option("--isa", flags.isa, "Instruction set of the cpu backend's kernels")
@@ -80,7 +82,7 @@ void add_model_flags(CLI::App& app, ModelFlags& flags) {
       ->check(CLI::IsMember({"on", "off"}))
       ->capture_default_str();
   app.add_option("--devices", flags.devices,
-                 "GPUs that --backend cuda runs on, e.g. 0,1 (default: all); layers are shared out "
+                 "GPUs to run on, e.g. 0,1 (default: all); layers are shared out "
                  "in this order, and a GPU may be named twice")
       ->delimiter(',')
       ->check(CLI::NonNegativeNumber);

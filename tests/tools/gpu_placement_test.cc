@@ -182,20 +182,43 @@ TEST_F(GpuPlacementTest, WhatDoesNotFitIsRefusedWithTheNumbers) {
   EXPECT_THAT(message(on_gpus({0}, "much"), gpus), HasSubstr("--vram"));
   EXPECT_THAT(message(on_gpus({0}, "", "moon"), gpus), HasSubstr("--expert-site moon"));
   EXPECT_THAT(message(on_gpus({}, ""), none),
-              HasSubstr("--backend cuda finds no GPU: pretended GPUs; --backend cpu needs none"));
-  // Without --backend cuda none of the flags means anything.
+              HasSubstr("no GPU is found: pretended GPUs; --backend cpu needs none"));
   ModelFlags flags = ember();
   flags.devices = {0};
+  EXPECT_THAT(message(flags, none), HasSubstr("no GPU is found"));
+  // On the CPU none of the flags means anything.
+  const auto on_cpu = [] {
+    ModelFlags flags = ember();
+    flags.backend = "cpu";
+    return flags;
+  };
+  flags = on_cpu();
+  flags.devices = {0};
   EXPECT_THAT(message(flags, gpus), HasSubstr("--devices is for --backend cuda"));
-  flags = ember();
+  flags = on_cpu();
   flags.vram = "1GiB";
   EXPECT_THAT(message(flags, gpus), HasSubstr("--vram is for --backend cuda"));
-  flags = ember();
+  flags = on_cpu();
   flags.expert_site = "host";
   EXPECT_THAT(message(flags, gpus), HasSubstr("--expert-site is for --backend cuda"));
-  flags = ember();
+  flags = on_cpu();
   flags.expert_arithmetic = "fast";
   EXPECT_THAT(message(flags, gpus), HasSubstr("--expert-arithmetic is for --backend cuda"));
+}
+
+TEST_F(GpuPlacementTest, AutoTakesGpusThatHoldTheModel) {
+  const auto num_devices = [](const ModelFlags& flags, const FakeGpus& machine) {
+    LoadOptions options;
+    options.gpus = &machine;
+    const LoadedModel model = load_model(flags, options).value();
+    return model.tiers == nullptr ? 0 : model.tiers->num_devices();
+  };
+  EXPECT_EQ(num_devices(ember(), FakeGpus({kGiB})), 1);
+  EXPECT_EQ(num_devices(ember(), FakeGpus({})), 0);
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(num_devices(ember(), FakeGpus({kGiB / 64})), 0);
+  EXPECT_THAT(testing::internal::GetCapturedStderr(),
+              HasSubstr("without GPUs, since device 0 (GPU 0) may take"));
 }
 
 TEST_F(GpuPlacementTest, NeedsAddUpToTheModel) {
