@@ -86,7 +86,8 @@ Result<std::unique_ptr<Backend>> CudaBackend::create(const CudaBackendOptions& o
   RETURN_IF_ERROR(check_options(options));
   RETURN_IF_ERROR(use_device(options.device));
   RETURN_IF_ERROR(check_device(options.device));
-  ASSIGN_OR_RETURN(Stream stream, Stream::create());
+  ASSIGN_OR_RETURN(Stream stream,
+                   Stream::create(options.overlap_launches && kernels_may_overlap()));
   ASSIGN_OR_RETURN(StagingRing staging, StagingRing::create(options.staging_bytes));
   const auto signal = options.event_words ? TicketRing::Signal::kWord : TicketRing::Signal::kEvents;
   ASSIGN_OR_RETURN(TicketRing tickets, TicketRing::create(kNumTickets, signal, stream));

@@ -107,14 +107,15 @@ Status CudaBackend::flush_tasks(const ExpertParams& params, ExpertHalf half) {
   const bool gate_up = half == ExpertHalf::kGateUp;
   const TensorView& x = gate_up ? params.x : params.hidden;
   const TensorView& out = gate_up ? params.hidden : params.out;
+  const bool brought = !uploads_.empty();
   RETURN_IF_ERROR(uploads_.hand_over(stream_));
   if (!tasks_.empty()) {
-    RETURN_IF_ERROR(gate_up ? launch_expert_gate_up({tasks_, x, out}, stream_)
-                            : launch_expert_down({tasks_, x, out}, stream_));
+    RETURN_IF_ERROR(gate_up ? launch_expert_gate_up({tasks_, x, out, brought}, stream_)
+                            : launch_expert_down({tasks_, x, out, brought}, stream_));
   }
   if (!few_tasks_.empty()) {
-    RETURN_IF_ERROR(gate_up ? launch_expert_gate_up_few({few_tasks_, x, out}, stream_)
-                            : launch_expert_down_few({few_tasks_, x, out}, stream_));
+    RETURN_IF_ERROR(gate_up ? launch_expert_gate_up_few({few_tasks_, x, out, brought}, stream_)
+                            : launch_expert_down_few({few_tasks_, x, out, brought}, stream_));
   }
   if (!prefill_experts_.empty()) {
     RETURN_IF_ERROR(prefill_experts_.launch(half, x, out, params.uses, staging_, stream_));

@@ -53,11 +53,11 @@ void EventDeleter::operator()(void* event) const {
 void DeviceMemoryDeleter::operator()(void* data) const { (void)cudaFree(data); }
 void PinnedMemoryDeleter::operator()(void* data) const { (void)cudaFreeHost(data); }
 
-Result<Stream> Stream::create() {
+Result<Stream> Stream::create(bool overlaps) {
   cudaStream_t stream = nullptr;
   RETURN_IF_ERROR(
       cuda_status(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "creating a stream"));
-  return Stream(stream);
+  return Stream(stream, overlaps);
 }
 
 Status Stream::synchronize() const {

@@ -30,14 +30,18 @@ struct PinnedMemoryDeleter {
 // An order of device work that does not wait for the default stream.
 class Stream {
  public:
-  static Result<Stream> create();
+  // `overlaps`: its kernels may start before the one before is complete (kernels_may_overlap();
+  // kernels/common/overlap.cuh).
+  static Result<Stream> create(bool overlaps = false);
   void* handle() const { return handle_.get(); }  // a cudaStream_t
+  bool overlaps() const { return overlaps_; }
   Status synchronize() const;
   Result<bool> idle() const;  // everything enqueued has come to its end
 
  private:
-  explicit Stream(void* handle) : handle_(handle) {}
+  Stream(void* handle, bool overlaps) : handle_(handle), overlaps_(overlaps) {}
   std::unique_ptr<void, StreamDeleter> handle_;
+  bool overlaps_;
 };
 
 // A point in a stream. With timing it is dearer.

@@ -31,6 +31,7 @@ class ExpertUploads {
   Status reserve(std::int64_t area_bytes, const Stream& compute);
   std::int64_t bytes() const { return buffer_.bytes(); }
 
+  bool empty() const { return used_ == 0; }  // the open area
   bool has_room(std::int64_t bytes) const { return used_ + bytes <= area_bytes_; }
   // Copies matrices of one part into the open area and lets the views say so. Requires: has_room()
   // for all of them.

@@ -50,7 +50,10 @@ struct CudaBackendOptions {
   // Events are words in host memory that the stream writes, where the driver can do that; false:
   // the driver is asked.
   bool event_words = true;
-  int most_graphs = 1024;     // parts of steps kept as CUDA graphs at a time; 0: none
+  int most_graphs = 1024;  // parts of steps kept as CUDA graphs at a time; 0: none
+  // Kernels start while the one before still runs, where the device can do that, and wait for it
+  // only when they need what it wrote. The same bits.
+  bool overlap_launches = true;
   bool measure_busy = false;  // Backend::busy_us(); for benchmarks, it costs events with timing
   // Routed experts of decode and verify on tensor cores, where activations are BF16: faster, but
   // not the arithmetic of other devices, so that output depends on where experts are computed.

@@ -15,6 +15,9 @@ namespace stoker::gpu {
 
 // Whether this build holds kernels for the current device.
 Status kernels_available();
+// Whether they may start before the kernel before them is complete: the device can do that, the
+// driver can capture it, and they have been compiled to wait (kernels/common/overlap.cuh).
+bool kernels_may_overlap();
 
 // The tables of a step in device memory (gpu/step_cache.h fills them).
 struct StepTables {
@@ -82,6 +85,7 @@ struct ExpertBatchParams {
   std::span<const ExpertTask> tasks;
   TensorView x;
   TensorView out;
+  bool in_order = false;  // weights come from another stream: none before this one's turn
 };
 Status launch_expert_gate_up(const ExpertBatchParams& params, const Stream& stream);
 Status launch_expert_down(const ExpertBatchParams& params, const Stream& stream);
@@ -108,6 +112,7 @@ struct ExpertFewParams {
   std::span<const ExpertFewTask> tasks;  // of one spec
   TensorView x;
   TensorView out;
+  bool in_order = false;  // as in ExpertBatchParams
 };
 Status launch_expert_gate_up_few(const ExpertFewParams& params, const Stream& stream);
 Status launch_expert_down_few(const ExpertFewParams& params, const Stream& stream);

@@ -1,12 +1,14 @@
 // Selection and attention beside their floors: what the card reads and multiplies in the same run.
 // Inputs rotate, so that nothing is found in the L2 cache that a layer of a model would not find
-// there; times are medians of replayed CUDA graphs. Prints one line per case.
+// there; times are medians of replayed CUDA graphs. Prints one line per case. With an argument
+// "in-order", no kernel starts before the one before is complete.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <functional>
 #include <numeric>
 #include <random>
+#include <string_view>
 #include <vector>
 
 #include "gpu/error.h"
@@ -379,8 +381,9 @@ class Bench {
 }  // namespace
 }  // namespace stoker::gpu
 
-int main() {
-  auto stream = stoker::gpu::Stream::create();
+int main(int argc, char** argv) {
+  const bool in_order = argc > 1 && std::string_view(argv[1]) == "in-order";
+  auto stream = stoker::gpu::Stream::create(!in_order && stoker::gpu::kernels_may_overlap());
   if (!stream.ok()) {
     fmt::print(stderr, "{}\n", stream.error().message());
     return 1;

@@ -1,5 +1,6 @@
 #include "gpu/error.h"
 #include "gpu/kernels/common/kv_rows.cuh"
+#include "gpu/kernels/common/overlap.cuh"
 #include "gpu/kernels/common/pages.cuh"
 #include "gpu/launch.h"
 
@@ -9,7 +10,9 @@ namespace {
 constexpr int kThreads = 128;
 
 __global__ void __launch_bounds__(kThreads) append(AppendParams p) {
+  start_next();
   const std::int64_t row = blockIdx.x;
+  wait_for_previous();
   const std::int64_t to = cache_row(p.pages + p.first[row], p.positions[row]);
   for (std::int64_t col = threadIdx.x; col < p.x.cols; col += kThreads) {
     store(p.cache.rows, to, col, load(p.x, row, col));
@@ -18,10 +21,12 @@ __global__ void __launch_bounds__(kThreads) append(AppendParams p) {
 
 // One block per row; a warp takes a group at a time. Shared memory: the row's values.
 __global__ void __launch_bounds__(kThreads) append_fp8(AppendParams p) {
+  start_next();
   extern __shared__ float values[];
   const std::int64_t row = blockIdx.x;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp;
   const quant::KvRowLayout layout = quant::kv_row_layout(p.cache.row);
+  wait_for_previous();
   const std::int64_t place = cache_row(p.pages + p.first[row], p.positions[row]);
   std::byte* to = static_cast<std::byte*>(p.cache.rows.data) + place * p.cache.rows.row_stride;
   const int num_values = static_cast<int>(p.x.cols);
@@ -51,15 +56,13 @@ Status launch_append(const AppendParams& params, const Stream& stream) {
   CHECK(is_activation(p.x) && row.num_values() == p.x.cols && holds(p.cache, row),
         "append of {} columns to a cache of {}", p.x.cols, p.cache.rows.cols);
   if (p.x.rows == 0) return {};
-  const auto blocks = static_cast<unsigned>(p.x.rows);
+  const dim3 blocks(static_cast<unsigned>(p.x.rows));
   if (!p.cache.is_fp8()) {
-    append<<<blocks, kThreads, 0, native(stream)>>>(p);
-    return launch_status("append");
+    return launch_kernel("append", append, {blocks, dim3(kThreads)}, stream, p);
   }
   const int shared_bytes = static_cast<int>(p.x.cols * static_cast<std::int64_t>(sizeof(float)));
   RETURN_IF_ERROR(allow_shared(append_fp8, shared_bytes));
-  append_fp8<<<blocks, kThreads, static_cast<std::size_t>(shared_bytes), native(stream)>>>(p);
-  return launch_status("append_fp8");
+  return launch_kernel("append_fp8", append_fp8, {blocks, dim3(kThreads), shared_bytes}, stream, p);
 }
 
 }  // namespace stoker::gpu

@@ -4,6 +4,7 @@
 #include "gpu/error.h"
 #include "gpu/kernels/attend_steps.h"
 #include "gpu/kernels/common/kv_rows.cuh"
+#include "gpu/kernels/common/overlap.cuh"
 #include "gpu/kernels/common/pages.cuh"
 #include "gpu/kernels/common/reduce.cuh"
 #include "gpu/kernels/common/rows.cuh"
@@ -24,6 +25,7 @@ __device__ float weight_at(const QuantView& w, std::int64_t row, std::int64_t co
 // One block per row and head. Shared memory: query [latent + rope], sums [latent], probabilities
 // [kChunk], cache rows of the chunk [kChunk] and one float per warp.
 __global__ void __launch_bounds__(kThreads) attend(AttendRowsParams p) {
+  start_next();
   extern __shared__ float shared[];
   const int nope = p.dims.nope_dim, rope = p.dims.rope_dim, value = p.dims.value_dim;
   const int latent = p.dims.latent_dim, width = latent + rope;
@@ -37,6 +39,7 @@ __global__ void __launch_bounds__(kThreads) attend(AttendRowsParams p) {
   const std::int64_t query_col = std::int64_t{head} * (nope + rope);
   const std::int64_t weight_row = std::int64_t{head} * (nope + value);
   const DType activation = p.queries.dtype;
+  wait_for_previous();
 
   // 1. The query in latent space, rounded as an operand; the rope part as it is.
   for (int l = thread; l < latent; l += kThreads) {
@@ -221,8 +224,7 @@ Status launch_attend(const AttendRowsParams& params, const Stream& stream) {
           "attention: shared memory for a head"),
       "{} bytes", shared_bytes);
   const dim3 grid(static_cast<unsigned>(p.queries.rows), static_cast<unsigned>(dims.num_heads));
-  attend<<<grid, kThreads, shared_bytes, native(stream)>>>(p);
-  return launch_status("attend");
+  return launch_kernel("attend", attend, {grid, dim3(kThreads), shared_bytes}, stream, p);
 }
 
 }  // namespace stoker::gpu

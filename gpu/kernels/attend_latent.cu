@@ -11,6 +11,7 @@
 #include "gpu/kernels/attend_steps.h"
 #include "gpu/kernels/common/kv_rows.cuh"
 #include "gpu/kernels/common/mma.cuh"
+#include "gpu/kernels/common/overlap.cuh"
 #include "gpu/kernels/common/pages.cuh"
 #include "gpu/kernels/common/reduce.cuh"
 #include "gpu/kernels/common/rows.cuh"
@@ -61,14 +62,14 @@ struct Fp8Share {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int chunk = i * kWarp + lane;
-      codes[i] = __ldg(reinterpret_cast<const uint2*>(row) + chunk);
-      scales[i] = __ldg(reinterpret_cast<const float*>(row + kFp8Row.scales_at) +
-                        chunk * kChunk / kKvGroup);
+      codes[i] = reinterpret_cast<const uint2*>(row)[chunk];
+      scales[i] =
+          reinterpret_cast<const float*>(row + kFp8Row.scales_at)[chunk * kChunk / kKvGroup];
       if (at < 0) codes[i] = {}, scales[i] = 0.0f;
     }
     kept = {};
     if (at >= 0 && lane < kLatentRope / kChunk) {
-      kept = __ldg(reinterpret_cast<const uint4*>(row + kFp8Row.kept_at) + lane);
+      kept = reinterpret_cast<const uint4*>(row + kFp8Row.kept_at)[lane];
     }
   }
 };
@@ -91,6 +92,7 @@ struct Layout {
 // Sums: a warp takes all heads and an eighth of the latent.
 template <int kHeadTiles, bool kFp8>
 __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams a, int num_stages) {
+  start_next();
   using L = Layout<kHeadTiles>;
   constexpr unsigned kRowBytes = kLatentWidth * 2, kWeightRowBytes = kTileKeys * 2;
   constexpr unsigned kStageBytes = kTileKeys * kRowBytes;
@@ -107,6 +109,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
   const int head_begin = static_cast<int>(blockIdx.x) * L::kHeads;
   const int split = static_cast<int>(blockIdx.y);
   const std::int64_t local_row = blockIdx.z, row = a.row_begin + local_row;
+  wait_for_previous();
   const Visible visible = visible_to(p, row);
   const Splits splits = splits_of(visible.count, a);
   const int begin = split * splits.keys, end = min(begin + splits.keys, visible.count);
@@ -376,7 +379,9 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
 
 // One block per head and row: its splits, in order.
 __global__ void __launch_bounds__(kMergeThreads) merge_splits(AttendLatentParams a) {
+  start_next();
   const std::int64_t local_row = blockIdx.y, row = a.row_begin + local_row;
+  wait_for_previous();
   const Splits splits = splits_of(visible_to(a.rows, row).count, a);
   if (splits.count == 1) return;
   const int num_heads = a.rows.dims.num_heads, head = static_cast<int>(blockIdx.x);
@@ -417,8 +422,8 @@ Status launch_tiles(const AttendLatentParams& a, int num_stages, const Stream& s
       "{} bytes", shared_bytes);
   const dim3 grid(static_cast<unsigned>(a.rows.dims.num_heads / L::kHeads),
                   static_cast<unsigned>(a.max_splits), static_cast<unsigned>(a.num_rows));
-  kernel<<<grid, kThreads, shared_bytes, native(stream)>>>(a, num_stages);
-  return launch_status("attend_latent");
+  return launch_kernel("attend_latent", kernel, {grid, dim3(kThreads), shared_bytes}, stream, a,
+                       num_stages);
 }
 
 }  // namespace
@@ -453,8 +458,7 @@ Status launch_attend_latent(const AttendLatentParams& params, const Stream& stre
   }
   if (a.max_splits == 1) return {};
   const dim3 grid(static_cast<unsigned>(heads), static_cast<unsigned>(a.num_rows));
-  merge_splits<<<grid, kMergeThreads, 0, native(stream)>>>(a);
-  return launch_status("merge_splits");
+  return launch_kernel("merge_splits", merge_splits, {grid, dim3(kMergeThreads)}, stream, a);
 }
 
 }  // namespace stoker::gpu

@@ -1,10 +1,12 @@
 // Into latent space and out of it: the two halves of kv_b times a few rows each, on tensor cores. A
-// block decodes its piece of one head's weight to BF16 once and multiplies it with all its rows.
+// block decodes its piece of one head's weight to BF16 once, before it waits for the rows, and
+// multiplies it with all of them.
 #include <type_traits>
 
 #include "gpu/error.h"
 #include "gpu/kernels/attend_steps.h"
 #include "gpu/kernels/common/mma.cuh"
+#include "gpu/kernels/common/overlap.cuh"
 #include "gpu/kernels/common/reduce.cuh"
 #include "gpu/kernels/common/rows.cuh"
 #include "quant/tile16.h"
@@ -70,6 +72,7 @@ __device__ void load_rows(const bf16* x, std::int64_t stride, int num_rows, int 
 // Shared memory: weight [nope, padded(kAbsorbCols)], rows [kRowsPerTurn, padded(nope)].
 template <QuantFormat kFormat>
 __global__ void __launch_bounds__(kThreads) absorb_queries(AttendLatentParams a) {
+  start_next();
   extern __shared__ __align__(16) bf16 shared_values[];
   const AttendRowsParams& p = a.rows;
   const int nope = p.dims.nope_dim;
@@ -83,10 +86,11 @@ __global__ void __launch_bounds__(kThreads) absorb_queries(AttendLatentParams a)
                       head * (nope + kLatentRope);
   const int row_begin = static_cast<int>(blockIdx.z) * kRowsPerBlock;
   const int row_end = min(row_begin + kRowsPerBlock, a.num_rows);
-  load_rows(query + row_begin * query_stride, query_stride, min(kRowsPerTurn, row_end - row_begin),
-            nope, rows);
   decode_weight<kFormat, kAbsorbCols>(p.kv_b, std::int64_t{head} * (nope + p.dims.value_dim), nope,
                                       col, weight);
+  wait_for_previous();
+  load_rows(query + row_begin * query_stride, query_stride, min(kRowsPerTurn, row_end - row_begin),
+            nope, rows);
   for (int begin = row_begin; begin < row_end; begin += kRowsPerTurn) {
     const int num_rows = min(kRowsPerTurn, row_end - begin);
     if (begin != row_begin) {
@@ -140,6 +144,7 @@ __global__ void __launch_bounds__(kThreads) absorb_queries(AttendLatentParams a)
 // Shared memory: weight [kValueRows, padded(kLatentDim)], rows [kRowsPerTurn, padded(kLatentDim)].
 template <QuantFormat kFormat>
 __global__ void __launch_bounds__(kThreads) project_values(AttendLatentParams a) {
+  start_next();
   extern __shared__ __align__(16) bf16 shared_values[];
   const AttendRowsParams& p = a.rows;
   const int nope = p.dims.nope_dim, value = p.dims.value_dim;
@@ -158,9 +163,10 @@ __global__ void __launch_bounds__(kThreads) project_values(AttendLatentParams a)
     load_rows(mixed + begin * mixed_stride, mixed_stride, min(kRowsPerTurn, row_end - begin),
               kLatentDim, rows);
   };
-  load_turn(row_begin);
   decode_weight<kFormat, kLatentDim>(p.kv_b, std::int64_t{head} * (nope + value) + nope + first,
                                      kValueRows, 0, weight);
+  wait_for_previous();
+  load_turn(row_begin);
   for (int begin = row_begin; begin < row_end; begin += kRowsPerTurn) {
     const int num_rows = min(kRowsPerTurn, row_end - begin);
     if (begin != row_begin) {
@@ -204,8 +210,8 @@ Status launch_projection(Kernel* kernel, const AttendLatentParams& a, int pieces
       "{} bytes", shared_bytes);
   const dim3 grid(static_cast<unsigned>(a.rows.dims.num_heads), static_cast<unsigned>(pieces),
                   blocks_for(a.num_rows, kRowsPerBlock));
-  kernel<<<grid, kThreads, shared_bytes, native(stream)>>>(a);
-  return launch_status("attention: projection of a head");
+  return launch_kernel("attention: projection of a head", kernel,
+                       {grid, dim3(kThreads), shared_bytes}, stream, a);
 }
 
 // fn(std::integral_constant<QuantFormat, ...>) for a format that kv_b may have.

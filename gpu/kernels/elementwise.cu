@@ -1,4 +1,5 @@
 #include "gpu/error.h"
+#include "gpu/kernels/common/overlap.cuh"
 #include "gpu/kernels/common/rows.cuh"
 #include "gpu/launch.h"
 #include "quant/defined_arithmetic.h"
@@ -13,30 +14,38 @@ __device__ std::int64_t column() {
 }
 
 // grid.x is the row, grid.y a stretch of columns.
-dim3 grid_over(const TensorView& x) {
-  return dim3(static_cast<unsigned>(x.rows), blocks_for(x.cols, kThreads));
+LaunchShape shape_over(const TensorView& x) {
+  return {dim3(static_cast<unsigned>(x.rows), blocks_for(x.cols, kThreads)), dim3(kThreads)};
 }
 
 __global__ void __launch_bounds__(kThreads) scale(TensorView x, float factor) {
+  start_next();
   const std::int64_t row = blockIdx.x, col = column();
+  wait_for_previous();
   if (col < x.cols) store(x, row, col, load(x, row, col) * factor);
 }
 
 __global__ void __launch_bounds__(kThreads)
     silu_mul(TensorView gate, TensorView up, TensorView out) {
+  start_next();
   const std::int64_t row = blockIdx.x, col = column();
+  wait_for_previous();
   if (col >= out.cols) return;
   store(out, row, col, quant::silu_defined(load(gate, row, col)) * load(up, row, col));
 }
 
 __global__ void __launch_bounds__(kThreads)
     gather_rows(TensorView x, const std::int32_t* rows, TensorView out) {
+  start_next();
   const std::int64_t row = blockIdx.x, col = column();
+  wait_for_previous();
   if (col < out.cols) store(out, row, col, load(x, rows[row], col));
 }
 
 __global__ void __launch_bounds__(kThreads) embed(EmbedParams p) {
+  start_next();
   const std::int64_t row = blockIdx.x, col = column();
+  wait_for_previous();
   if (col >= p.out.cols) return;
   const std::int64_t token = p.tokens[row];
   store(p.out, row, col,
@@ -44,7 +53,9 @@ __global__ void __launch_bounds__(kThreads) embed(EmbedParams p) {
 }
 
 __global__ void __launch_bounds__(kThreads) combine(CombineRowsParams p) {
+  start_next();
   const std::int64_t row = blockIdx.x, col = column();
+  wait_for_previous();
   if (col >= p.out.cols) return;
   float y = 0.0f;
   for (int i = 0; i < p.top_k; ++i) {
@@ -59,8 +70,7 @@ __global__ void __launch_bounds__(kThreads) combine(CombineRowsParams p) {
 
 Status launch_scale(TensorView x, float factor, const Stream& stream) {
   if (x.rows == 0) return {};
-  scale<<<grid_over(x), kThreads, 0, native(stream)>>>(x, factor);
-  return launch_status("scale");
+  return launch_kernel("scale", scale, shape_over(x), stream, x, factor);
 }
 
 Status launch_silu_mul(TensorView gate, TensorView up, TensorView out, const Stream& stream) {
@@ -69,24 +79,21 @@ Status launch_silu_mul(TensorView gate, TensorView up, TensorView out, const Str
       "silu_mul: gate [{}, {}], up [{}, {}], out [{}, {}]", gate.rows, gate.cols, up.rows, up.cols,
       out.rows, out.cols);
   if (out.rows == 0) return {};
-  silu_mul<<<grid_over(out), kThreads, 0, native(stream)>>>(gate, up, out);
-  return launch_status("silu_mul");
+  return launch_kernel("silu_mul", silu_mul, shape_over(out), stream, gate, up, out);
 }
 
 Status launch_gather_rows(TensorView x, const std::int32_t* rows, TensorView out,
                           const Stream& stream) {
   CHECK(x.cols == out.cols, "{} columns to {}", x.cols, out.cols);
   if (out.rows == 0) return {};
-  gather_rows<<<grid_over(out), kThreads, 0, native(stream)>>>(x, rows, out);
-  return launch_status("gather_rows");
+  return launch_kernel("gather_rows", gather_rows, shape_over(out), stream, x, rows, out);
 }
 
 Status launch_embed(const EmbedParams& params, const Stream& stream) {
   CHECK(params.table.layout == WeightLayout::kRowMajor && params.table.cols == params.out.cols,
         "table of {} columns to {}", params.table.cols, params.out.cols);
   if (params.out.rows == 0) return {};
-  embed<<<grid_over(params.out), kThreads, 0, native(stream)>>>(params);
-  return launch_status("embed");
+  return launch_kernel("embed", embed, shape_over(params.out), stream, params);
 }
 
 Status launch_combine(const CombineRowsParams& params, const Stream& stream) {
@@ -94,8 +101,7 @@ Status launch_combine(const CombineRowsParams& params, const Stream& stream) {
   CHECK(p.expert_out.cols == p.out.cols && (p.shared.empty() || p.shared.cols == p.out.cols),
         "combine: {} and {} columns to {}", p.expert_out.cols, p.shared.cols, p.out.cols);
   if (p.out.rows == 0) return {};
-  combine<<<grid_over(p.out), kThreads, 0, native(stream)>>>(p);
-  return launch_status("combine");
+  return launch_kernel("combine", combine, shape_over(p.out), stream, p);
 }
 
 }  // namespace stoker::gpu

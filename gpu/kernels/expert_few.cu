@@ -13,6 +13,7 @@
 
 #include "gpu/error.h"
 #include "gpu/kernels/common/expert_tiles.cuh"
+#include "gpu/kernels/common/overlap.cuh"
 #include "gpu/kernels/common/reduce.cuh"
 #include "gpu/kernels/common/rows.cuh"
 #include "gpu/launch.h"
@@ -225,16 +226,33 @@ __device__ float sum_of_warps(const float* sums, int most_inputs) {
   return sum;
 }
 
+// Asks for the beginning of a pair, as much as the rings of a block hold, and for its scales.
+template <typename C, bool kGateUp>
+__device__ void prefetch_pair(const Batch& b, const Task& task, int pair) {
+  const TileSizes sizes = tile_sizes<C::kFormat, C::kSpec.group>(b.x.cols);
+  const TilePair tiles = tiles_of<kGateUp>(task, sizes, pair);
+#pragma unroll
+  for (int s = 0; s < 2; ++s) {
+    if (!tiles.has[s]) continue;
+    prefetch_block(tiles.payload[s],
+                   min(static_cast<int>(sizes.tile_bytes), kThreads * kPrefetchLine));
+    prefetch_block(tiles.scales[s], static_cast<int>(sizes.tile_scale_bytes));
+  }
+}
+
 // Block (i, j): the i-th share of the pairs of task j. Shared memory: a ring for each warp, sums of
 // even and odd pairs [2][kWarps][most_inputs][kSumStride].
 template <QuantFormat kFormat, int kGroup, bool kGateUp>
 __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kGroup))
     expert_few(const __grid_constant__ Batch b) {
+  start_next();
   using C = Chunk<kFormat, kGroup, kTurns>;
   extern __shared__ __align__(16) std::byte shared[];
   const Task& task = b.tasks[blockIdx.y];
   const int pair_begin = static_cast<int>(blockIdx.x) * b.pairs_per_block;
   const int pair_end = min(pair_begin + b.pairs_per_block, num_pairs<kGateUp>(task.rows));
+  if (pair_begin < pair_end) prefetch_pair<C, kGateUp>(b, task, pair_begin);
+  wait_for_previous();
   if (pair_begin >= pair_end) return;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp;
   const int g = thread % kWarp / 4, t = thread % 4;
@@ -351,8 +369,9 @@ Status run_batches(const ExpertFewParams& params, const char* name, const Stream
       batch.pairs_per_block =
           pairs_per_block(pairs, num_tasks, (chunks + kWarps - 1) / kWarps, multiprocessors);
       const dim3 grid(blocks_for(pairs, batch.pairs_per_block), static_cast<unsigned>(num_tasks));
-      kernel<<<grid, kThreads, shared_bytes, native(stream)>>>(batch);
-      return launch_status(name);
+      const Start start = params.in_order ? Start::kInOrder : Start::kEarly;
+      return launch_kernel(name, kernel, {grid, dim3(kThreads), shared_bytes, start}, stream,
+                           batch);
     }));
   }
   return {};

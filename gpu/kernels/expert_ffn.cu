@@ -67,10 +67,14 @@ __device__ bool has_output(const Task& task, std::int64_t tile, std::int64_t& ro
 
 template <QuantFormat kFormat, typename X, int kInputs>
 __global__ void __launch_bounds__(kTileThreads) expert_gate_up(const __grid_constant__ Batch b) {
+  start_next();
   extern __shared__ __align__(16) std::byte shared[];
   const Task& task = b.tasks[blockIdx.y];
   const TileRange tiles = tiles_of(b, task);
-  if (tiles.begin >= tiles.end) return;
+  if (tiles.begin >= tiles.end) {
+    wait_for_previous();
+    return;
+  }
   const X* inputs[kInputs];
   task_inputs(task, b.x, inputs);
   const QuantView gate_view = matrix_of(b, task, false), up_view = matrix_of(b, task, true);
@@ -88,10 +92,14 @@ __global__ void __launch_bounds__(kTileThreads) expert_gate_up(const __grid_cons
 
 template <QuantFormat kFormat, typename X, int kInputs>
 __global__ void __launch_bounds__(kTileThreads) expert_down(const __grid_constant__ Batch b) {
+  start_next();
   extern __shared__ __align__(16) std::byte shared[];
   const Task& task = b.tasks[blockIdx.y];
   const TileRange tiles = tiles_of(b, task);
-  if (tiles.begin >= tiles.end) return;
+  if (tiles.begin >= tiles.end) {
+    wait_for_previous();
+    return;
+  }
   const X* inputs[kInputs];
   task_inputs(task, b.x, inputs);
   const QuantView view = matrix_of(b, task, false);
@@ -174,8 +182,9 @@ Status run_batches(const ExpertBatchParams& params, bool has_up, const char* nam
       }
       const dim3 grid(blocks_for(num_tiles, batch.tiles_per_block),
                       static_cast<unsigned>(num_tasks));
-      chosen<<<grid, plan.threads, plan.shared_bytes, native(stream)>>>(batch);
-      return launch_status(name);
+      const Start start = params.in_order ? Start::kInOrder : Start::kEarly;
+      return launch_kernel(name, chosen, {grid, dim3(plan.threads), plan.shared_bytes, start},
+                           stream, batch);
     };
     RETURN_IF_ERROR(for_format_and_input(
         batch.shape.spec.format, params.x.dtype, [&](auto format, auto input) -> Status {

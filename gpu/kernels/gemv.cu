@@ -8,6 +8,7 @@ namespace {
 // One block per tile of 16 outputs and kInputs rows of x.
 template <QuantFormat kFormat, typename X, int kInputs>
 __global__ void __launch_bounds__(kTileThreads) gemv(GemvParams params, bool aligned, int slices) {
+  start_next();
   extern __shared__ __align__(16) std::byte shared[];
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * kInputs;
   const X* inputs[kInputs];
@@ -35,9 +36,15 @@ Status launch_inputs(const GemvParams& p, const Stream& stream) {
   const auto kernel = gemv<kFormat, X, kInputs>;
   RETURN_IF_ERROR(allow_shared(kernel, plan.shared_bytes));
   const dim3 grid(static_cast<unsigned>(tile.num_tiles()), blocks_for(p.x.rows, kInputs));
-  kernel<<<grid, plan.threads, plan.shared_bytes, native(stream)>>>(p, reads_aligned(p.x),
-                                                                    plan.slices);
-  return launch_status("gemv");
+  return launch_kernel("gemv", kernel, {grid, dim3(plan.threads), plan.shared_bytes}, stream, p,
+                       reads_aligned(p.x), plan.slices);
+}
+
+Status any_kernel(cudaFuncAttributes& attributes) {
+  return cuda_status(
+      cudaFuncGetAttributes(
+          &attributes, reinterpret_cast<const void*>(&gemv<QuantFormat::kF8E4m3B128, bf16, 1>)),
+      "looking for kernels that suit this device");
 }
 
 }  // namespace
@@ -70,10 +77,23 @@ Status launch_gemv(const GemvParams& params, const Stream& stream) {
 
 Status kernels_available() {
   cudaFuncAttributes attributes;
-  return cuda_status(
-      cudaFuncGetAttributes(
-          &attributes, reinterpret_cast<const void*>(&gemv<QuantFormat::kF8E4m3B128, bf16, 1>)),
-      "looking for kernels that suit this device");
+  return any_kernel(attributes);
+}
+
+bool kernels_may_overlap() {
+  constexpr int kOldestMajor = 9, kOldestDriver = 12030;  // the first with such edges in graphs
+  int device = 0, major = 0, driver = 0;
+  cudaFuncAttributes attributes{};
+  const bool known =
+      cuda_status(cudaGetDevice(&device), "the current device").ok() &&
+      cuda_status(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+                  "compute capability")
+          .ok() &&
+      cuda_status(cudaDriverGetVersion(&driver), "the driver's version").ok() &&
+      any_kernel(attributes).ok();
+  // Kernels of a build for older devices, translated for this one, do not wait.
+  return known && major >= kOldestMajor && driver >= kOldestDriver &&
+         attributes.ptxVersion >= 10 * kOldestMajor;
 }
 
 }  // namespace stoker::gpu

@@ -1,6 +1,7 @@
 // Queries of the indexer for an FP8 cache: rotated and rounded as keys are.
 #include "gpu/error.h"
 #include "gpu/kernels/common/kv_rows.cuh"
+#include "gpu/kernels/common/overlap.cuh"
 #include "gpu/launch.h"
 
 namespace stoker::gpu {
@@ -11,11 +12,13 @@ constexpr int kWarps = kThreads / kWarp;
 
 // A warp takes a head of a row. Shared memory: [warps, head_dim].
 __global__ void __launch_bounds__(kThreads) round_index_queries(IndexQueryParams p) {
+  start_next();
   extern __shared__ float shared[];
   const int dim = p.dims.head_dim;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int head = static_cast<int>(blockIdx.x) * kWarps + warp;
+  wait_for_previous();
   if (head >= p.dims.num_heads) return;
   const std::int64_t row = blockIdx.y, col = std::int64_t{head} * dim;
   float* values = shared + warp * dim;
@@ -42,9 +45,8 @@ Status launch_round_index_queries(const IndexQueryParams& params, const Stream& 
   const int shared_bytes = kWarps * p.dims.head_dim * static_cast<int>(sizeof(float));
   RETURN_IF_ERROR(allow_shared(round_index_queries, shared_bytes));
   const dim3 grid(blocks_for(p.dims.num_heads, kWarps), static_cast<unsigned>(p.queries.rows));
-  round_index_queries<<<grid, kThreads, static_cast<std::size_t>(shared_bytes), native(stream)>>>(
-      p);
-  return launch_status("round_index_queries");
+  return launch_kernel("round_index_queries", round_index_queries,
+                       {grid, dim3(kThreads), shared_bytes}, stream, p);
 }
 
 }  // namespace stoker::gpu

@@ -1,6 +1,7 @@
 // Scores for any dimensions and types.
 #include "gpu/error.h"
 #include "gpu/kernels/common/kv_rows.cuh"
+#include "gpu/kernels/common/overlap.cuh"
 #include "gpu/kernels/common/pages.cuh"
 #include "gpu/kernels/common/reduce.cuh"
 #include "gpu/kernels/common/rows.cuh"
@@ -15,12 +16,14 @@ constexpr int kPositionsPerBlock = 64;
 // One block per row and stretch of positions. Queries lie in shared memory; a warp takes a position
 // at a time and a lane some heads, so only the sum over heads crosses lanes.
 __global__ void __launch_bounds__(kThreads) index_scores(IndexScoreParams p) {
+  start_next();
   extern __shared__ float shared[];
   const int num_heads = p.dims.num_heads, dim = p.dims.head_dim;
   const int stride = dim + 1;  // lanes read one column of many heads: no bank twice
   float* queries = shared;
   float* keys = queries + num_heads * stride;  // [warps, dim]
   const std::int64_t row = p.row_begin + blockIdx.y;
+  wait_for_previous();
   const int visible = p.step.positions[row] + 1;
   const int begin = static_cast<int>(blockIdx.x) * kPositionsPerBlock;
   if (visible <= p.dims.top_k || begin >= visible) return;
@@ -69,8 +72,8 @@ Status launch_index_scores(const IndexScoreParams& params, const Stream& stream)
                   "indexer: shared memory for the queries"),
       "{} bytes", shared_bytes);
   const dim3 grid(blocks_for(p.max_visible, kPositionsPerBlock), static_cast<unsigned>(p.num_rows));
-  index_scores<<<grid, kThreads, shared_bytes, native(stream)>>>(p);
-  return launch_status("index_scores");
+  return launch_kernel("index_scores", index_scores, {grid, dim3(kThreads), shared_bytes}, stream,
+                       p);
 }
 
 }  // namespace stoker::gpu

@@ -10,6 +10,7 @@
 #include "gpu/error.h"
 #include "gpu/kernels/common/kv_rows.cuh"
 #include "gpu/kernels/common/mma.cuh"
+#include "gpu/kernels/common/overlap.cuh"
 #include "gpu/kernels/common/pages.cuh"
 #include "gpu/kernels/common/reduce.cuh"
 #include "gpu/kernels/common/rows.cuh"
@@ -76,7 +77,7 @@ struct CachedKey<false> {
     const auto* key = static_cast<const bf16*>(cache.data) + row * cache.row_stride;
     const auto* from = reinterpret_cast<const uint4*>(key) + this_lane().member;
 #pragma unroll
-    for (int i = 0; i < kLoads; ++i) chunks[i] = __ldg(from + 4 * i);
+    for (int i = 0; i < kLoads; ++i) chunks[i] = from[4 * i];
   }
   __device__ void widen(uint4 (&out)[kLoads]) const {
 #pragma unroll
@@ -94,8 +95,8 @@ struct CachedKey<true> {
                                                         row * cache.row_stride);
     const auto* from = key + 2 * this_lane().member;
 #pragma unroll
-    for (int i = 0; i < kLoads; ++i) codes[i] = {__ldg(from + 8 * i), __ldg(from + 8 * i + 1)};
-    scale = __uint_as_float(__ldg(key + kIndexDim / 4));
+    for (int i = 0; i < kLoads; ++i) codes[i] = {from[8 * i], from[8 * i + 1]};
+    scale = __uint_as_float(key[kIndexDim / 4]);
   }
   __device__ void widen(uint4 (&out)[kLoads]) const {
 #pragma unroll
@@ -150,11 +151,13 @@ __device__ void score_keys(const uint4 (&keys)[kTiles][kLoads], const uint4* que
 // weights [heads].
 template <bool kFp8>
 __global__ void __launch_bounds__(kThreads, 2) stream_scores(IndexScoreParams p) {
+  start_next();
   extern __shared__ uint4 queries[];
   auto* weights = reinterpret_cast<float*>(queries + p.dims.num_heads * kIndexDim / kChunk);
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const Lane lane = this_lane();
   const std::int64_t row = p.row_begin;
+  wait_for_previous();
   const int visible = p.step.positions[row] + 1;
   const int page = static_cast<int>(blockIdx.x) * kWarps + warp;
   if (static_cast<int>(blockIdx.x) * kWarps * kPageTokens >= visible) return;
@@ -199,6 +202,7 @@ __global__ void __launch_bounds__(kThreads, 2) stream_scores(IndexScoreParams p)
 template <bool kFp8>
 __global__ void __launch_bounds__(kThreads, 2)
     hold_keys_and_score(IndexScoreParams p, int rows_per_block) {
+  start_next();
   extern __shared__ uint4 queries[];
   const int num_heads = p.dims.num_heads, row_fragments = num_heads * kIndexDim / kChunk;
   auto* all_weights = reinterpret_cast<float*>(queries + 2 * row_fragments);
@@ -221,6 +225,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     load_queries(p, local_row, queries + buffer * row_fragments, all_weights + buffer * num_heads);
   };
   uint4 keys[kWarpTiles][kLoads];
+  wait_for_previous();
   int held_sequence = -1, held_end = 0;  // whose keys are in registers, up to which position
   int local_row = scored_row(static_cast<int>(blockIdx.y) * rows_per_block);
   if (local_row < row_end) load_row(local_row, 0);
@@ -297,8 +302,8 @@ Status launch_index_scores_mma(const IndexScoreParams& params, const Stream& str
     auto* const kernel = p.cache.is_fp8() ? stream_scores<true> : stream_scores<false>;
     RETURN_IF_ERROR(allow(kernel, row_bytes));
     const unsigned stretches = blocks_for(p.max_visible, kWarps * kPageTokens);
-    kernel<<<stretches, kThreads, row_bytes, native(stream)>>>(p);
-    return launch_status("stream_scores");
+    return launch_kernel("stream_scores", kernel, {dim3(stretches), dim3(kThreads), row_bytes},
+                         stream, p);
   }
   auto* const kernel = p.cache.is_fp8() ? hold_keys_and_score<true> : hold_keys_and_score<false>;
   RETURN_IF_ERROR(allow(kernel, 2 * row_bytes));
@@ -306,8 +311,8 @@ Status launch_index_scores_mma(const IndexScoreParams& params, const Stream& str
   const int rows_per_block =
       std::clamp(static_cast<int>(stretches) * p.num_rows / kEnoughBlocks, 1, kMostRowsPerBlock);
   const dim3 grid(stretches, blocks_for(p.num_rows, rows_per_block));
-  kernel<<<grid, kThreads, 2 * row_bytes, native(stream)>>>(p, rows_per_block);
-  return launch_status("hold_keys_and_score");
+  return launch_kernel("hold_keys_and_score", kernel, {grid, dim3(kThreads), 2 * row_bytes}, stream,
+                       p, rows_per_block);
 }
 
 }  // namespace stoker::gpu

@@ -1,4 +1,5 @@
 #include "gpu/error.h"
+#include "gpu/kernels/common/overlap.cuh"
 #include "gpu/kernels/common/reduce.cuh"
 #include "gpu/kernels/common/rows.cuh"
 #include "gpu/launch.h"
@@ -9,8 +10,12 @@ namespace {
 constexpr int kThreads = 128;
 
 __global__ void __launch_bounds__(kThreads) layer_norm(LayerNormParams p) {
+  start_next();
   __shared__ float scratch[kThreads / kWarp];
   const std::int64_t row = blockIdx.x;
+  prefetch_block(p.weight.data, static_cast<int>(p.x.cols * 4));
+  prefetch_block(p.bias.data, static_cast<int>(p.x.cols * 4));
+  wait_for_previous();
   const auto count = static_cast<float>(p.x.cols);
   float sum = 0.0f;
   for (std::int64_t col = threadIdx.x; col < p.x.cols; col += kThreads) sum += load(p.x, row, col);
@@ -35,8 +40,8 @@ Status launch_layer_norm(const LayerNormParams& params, const Stream& stream) {
         "layer_norm of {} columns with {} weights and {} biases", p.x.cols, p.weight.cols,
         p.bias.cols);
   if (p.x.rows == 0) return {};
-  layer_norm<<<static_cast<unsigned>(p.x.rows), kThreads, 0, native(stream)>>>(p);
-  return launch_status("layer_norm");
+  return launch_kernel("layer_norm", layer_norm,
+                       {dim3(static_cast<unsigned>(p.x.rows)), dim3(kThreads)}, stream, p);
 }
 
 }  // namespace stoker::gpu

@@ -14,6 +14,7 @@
 
 #include "gpu/error.h"
 #include "gpu/kernels/common/mma.cuh"
+#include "gpu/kernels/common/overlap.cuh"
 #include "gpu/kernels/common/reduce.cuh"
 #include "gpu/kernels/common/rows.cuh"
 #include "gpu/kernels/common/unpack.cuh"
@@ -46,7 +47,7 @@ struct Plan {
 };
 
 __device__ uint4 load_eight(const bf16* x, std::int64_t k, std::int64_t cols, bool aligned) {
-  if (aligned && k + 8 <= cols) return __ldg(reinterpret_cast<const uint4*>(x + k));
+  if (aligned && k + 8 <= cols) return *reinterpret_cast<const uint4*>(x + k);
   bf16 eight[8] = {};
   for (int i = 0; i < 8; ++i) {
     if (k + i < cols) eight[i] = x[k + i];
@@ -71,9 +72,10 @@ struct GroupSums {
   float at[2][kTokenTiles][4] = {};
 };
 
+// Of the first group, weights are asked for before the kernel that writes the inputs is done.
 template <QuantFormat kFormat, int kTokenTiles>
 __device__ void sum_group(const Plan& plan, const quant::Tile16& tile, std::int64_t tile_idx,
-                          std::int64_t begin, GroupSums<kTokenTiles>& sums) {
+                          std::int64_t begin, bool first, GroupSums<kTokenTiles>& sums) {
   const LinearFewParams& p = plan.p;
   const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, t = lane % 4;
   constexpr int kWords = kWordsPerEight<kFormat>;
@@ -92,6 +94,7 @@ __device__ void sum_group(const Plan& plan, const quant::Tile16& tile, std::int6
       weights[s][w] = inside ? load_once(at + w * 4) : uint4{};
     }
   }
+  if (first) wait_for_previous();
 #pragma unroll
   for (int s = 0; s < kStretches; ++s) {
     const std::int64_t k = begin + s * kStretch + 8 * t;
@@ -167,6 +170,7 @@ __device__ void store_sums(const GroupSums<kTokenTiles>& sums, int num_rows, flo
 template <QuantFormat kFormat, int kTokenTiles>
 __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kFormat, kTokenTiles))
     linear_few(const __grid_constant__ Plan plan) {
+  start_next();
   __shared__ __align__(16) SegmentSums<kTokenTiles> shared[2];  // of even and odd segments
   __shared__ bool is_last;
   const LinearFewParams& p = plan.p;
@@ -187,6 +191,7 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kFormat, k
   };
   for (int segment = segment_begin; segment < segment_end; ++segment) {
     SegmentSums<kTokenTiles>& mine = shared[segment % 2];
+    const bool first = segment == segment_begin;
     // 1. A group a warp.
     const std::int64_t begin = std::int64_t{segment} * kSegmentCols;
     const int num_groups =
@@ -200,9 +205,11 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kFormat, k
                                     tile.scale_index(scale_tile * quant::kTileRows, group_begin));
       }
       GroupSums<kTokenTiles> sums;
-      sum_group<kFormat, kTokenTiles>(plan, tile, tile_idx, group_begin, sums);
+      sum_group<kFormat, kTokenTiles>(plan, tile, tile_idx, group_begin, first, sums);
       store_sums(sums, plan.num_rows, mine.groups[warp]);
       if (lane < 2) mine.scales[warp][lane] = scale;
+    } else if (first) {
+      wait_for_previous();
     }
     __syncthreads();
     // 2. The groups in order.
@@ -264,11 +271,11 @@ int num_multiprocessors() {
 template <QuantFormat kFormat>
 Status launch_rows(const Plan& plan, dim3 grid, const Stream& stream) {
   if (plan.num_rows <= kMmaN) {
-    linear_few<kFormat, 1><<<grid, kThreads, 0, native(stream)>>>(plan);
-  } else {
-    linear_few<kFormat, 2><<<grid, kThreads, 0, native(stream)>>>(plan);
+    return launch_kernel("linear of few rows", linear_few<kFormat, 1>, {grid, dim3(kThreads)},
+                         stream, plan);
   }
-  return launch_status("linear of few rows");
+  return launch_kernel("linear of few rows", linear_few<kFormat, 2>, {grid, dim3(kThreads)}, stream,
+                       plan);
 }
 
 std::int64_t num_pairs(const QuantView& w) { return (w.rows + kOutputs - 1) / kOutputs; }

@@ -1,4 +1,5 @@
 #include "gpu/error.h"
+#include "gpu/kernels/common/overlap.cuh"
 #include "gpu/kernels/common/reduce.cuh"
 #include "gpu/kernels/common/rows.cuh"
 #include "gpu/launch.h"
@@ -10,8 +11,11 @@ constexpr int kThreads = 256;
 
 // One block per row. Every element is read and written by one thread, so `out` may be `x`.
 __global__ void __launch_bounds__(kThreads) rms_norm(RmsNormParams p) {
+  start_next();
   __shared__ float scratch[kThreads / kWarp];
   const std::int64_t row = blockIdx.x;
+  prefetch_block(p.weight.data, static_cast<int>(p.x.cols * 4));
+  wait_for_previous();
   const auto sum_at = [&](std::int64_t col) {
     const float x = load(p.x, row, col);
     return p.residual_use == ResidualUse::kAdd ? x + load(p.residual, row, col) : x;
@@ -43,8 +47,8 @@ Status launch_rms_norm(const RmsNormParams& params, const Stream& stream) {
             (p.residual.rows == p.x.rows && p.residual.cols == p.x.cols),
         "residual [{}, {}]", p.residual.rows, p.residual.cols);
   if (p.x.rows == 0) return {};
-  rms_norm<<<static_cast<unsigned>(p.x.rows), kThreads, 0, native(stream)>>>(p);
-  return launch_status("rms_norm");
+  return launch_kernel("rms_norm", rms_norm,
+                       {dim3(static_cast<unsigned>(p.x.rows)), dim3(kThreads)}, stream, p);
 }
 
 }  // namespace stoker::gpu

@@ -1,4 +1,5 @@
 #include "gpu/error.h"
+#include "gpu/kernels/common/overlap.cuh"
 #include "gpu/kernels/common/rows.cuh"
 #include "gpu/launch.h"
 
@@ -9,8 +10,10 @@ constexpr int kThreads = 128;
 
 // One thread per pair of one head; grid.x is the row.
 __global__ void __launch_bounds__(kThreads) rope(RopeParams p) {
+  start_next();
   const int half = p.rope_dim / 2;
   const int index = static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x);
+  wait_for_previous();
   if (index >= p.num_heads * half) return;
   const std::int64_t row = blockIdx.x;
   const int head = index / half, pair = index % half;
@@ -36,8 +39,7 @@ Status launch_rope(const RopeParams& params, const Stream& stream) {
   if (p.x.rows == 0 || p.rope_dim == 0) return {};
   const dim3 grid(static_cast<unsigned>(p.x.rows),
                   blocks_for(std::int64_t{p.num_heads} * (p.rope_dim / 2), kThreads));
-  rope<<<grid, kThreads, 0, native(stream)>>>(p);
-  return launch_status("rope");
+  return launch_kernel("rope", rope, {grid, dim3(kThreads)}, stream, p);
 }
 
 }  // namespace stoker::gpu

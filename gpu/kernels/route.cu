@@ -1,4 +1,5 @@
 #include "gpu/error.h"
+#include "gpu/kernels/common/overlap.cuh"
 #include "gpu/kernels/common/reduce.cuh"
 #include "gpu/kernels/common/rows.cuh"
 #include "gpu/launch.h"
@@ -21,6 +22,7 @@ __device__ float top_two(const float* values, int n) {
 // One warp per row. Shared memory: gates [num_experts], choice scores [num_experts], group scores
 // [num_groups], kept groups [num_groups].
 __global__ void __launch_bounds__(kWarp) route(RouteRowsParams p) {
+  start_next();
   extern __shared__ float shared[];
   const int num_experts = p.spec.num_experts, num_groups = p.spec.num_groups;
   const int top_k = p.spec.top_k;
@@ -32,6 +34,8 @@ __global__ void __launch_bounds__(kWarp) route(RouteRowsParams p) {
   const int lane = static_cast<int>(threadIdx.x);
   std::int32_t* experts = p.experts + row * top_k;
   float* weights = p.weights + row * top_k;
+  prefetch_block(p.bias.data, num_experts * 4);
+  wait_for_previous();
   for (int e = lane; e < num_experts; e += kWarp) {
     gates[e] = __fdiv_rn(1.0f, __fadd_rn(1.0f, quant::exp_defined(-load(p.logits, row, e))));
     scores[e] = gates[e] + load(p.bias, 0, e);
@@ -94,8 +98,9 @@ Status launch_route(const RouteRowsParams& params, const Stream& stream) {
   if (p.logits.rows == 0) return {};
   const int shared_bytes =
       2 * (p.spec.num_experts + p.spec.num_groups) * static_cast<int>(sizeof(float));
-  route<<<static_cast<unsigned>(p.logits.rows), kWarp, shared_bytes, native(stream)>>>(p);
-  return launch_status("route");
+  return launch_kernel("route", route,
+                       {dim3(static_cast<unsigned>(p.logits.rows)), dim3(kWarp), shared_bytes},
+                       stream, p);
 }
 
 }  // namespace stoker::gpu

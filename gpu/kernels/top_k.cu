@@ -5,6 +5,7 @@
 #include <cooperative_groups.h>
 
 #include "gpu/error.h"
+#include "gpu/kernels/common/overlap.cuh"
 #include "gpu/kernels/common/reduce.cuh"
 #include "gpu/kernels/common/rows.cuh"
 #include "gpu/launch.h"
@@ -68,6 +69,15 @@ __device__ std::uint32_t order_key(float score) {
   return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
 }
 
+// Four scores at once, which a plain load would be taken apart for. Not before wait_for_previous().
+__device__ float4 load_four(const float4* at) {
+  float4 out;
+  asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(out.x), "=f"(out.y), "=f"(out.z), "=f"(out.w)
+               : "l"(at));
+  return out;
+}
+
 // Calls f(key) for every score; loads run ahead of their uses.
 template <typename F>
 __device__ void for_each_key(const float* scores, int count, F&& f) {
@@ -84,13 +94,13 @@ __device__ void for_each_key(const float* scores, int count, F&& f) {
   for (; i + (kAhead - 1) * kThreads < num_fours; i += kAhead * kThreads) {
     float4 ahead[kAhead];
 #pragma unroll
-    for (int j = 0; j < kAhead; ++j) ahead[j] = __ldg(fours + i + j * kThreads);
+    for (int j = 0; j < kAhead; ++j) ahead[j] = load_four(fours + i + j * kThreads);
 #pragma unroll
     for (int j = 0; j < kAhead; ++j) take(ahead[j]);
   }
-  for (; i < num_fours; i += kThreads) take(__ldg(fours + i));
+  for (; i < num_fours; i += kThreads) take(load_four(fours + i));
   const int last = 4 * num_fours + static_cast<int>(threadIdx.x);
-  if (last < count) f(order_key(__ldg(scores + last)));
+  if (last < count) f(order_key(scores[last]));
 }
 
 // The sum of `value` over the threads before this one; `total`: over all. Called by the whole block
@@ -186,10 +196,12 @@ __device__ Threshold kth_largest(Shared& s, const float* scores, int count, int 
 
 // One cluster per row.
 __global__ void __launch_bounds__(kThreads) top_k(TopKParams p) {
+  start_next();
   __shared__ Shared s;
   const int num_blocks = Cluster::size(), block = Cluster::rank();
   const std::int64_t local_row = static_cast<int>(blockIdx.x) / num_blocks;
   const std::int64_t row = p.row_begin + local_row;
+  wait_for_previous();
   const int visible = p.positions[row] + 1;
   std::int32_t* count =
       static_cast<std::int32_t*>(p.out.counts.data) + row * p.out.counts.row_stride;
@@ -221,7 +233,7 @@ __global__ void __launch_bounds__(kThreads) top_k(TopKParams p) {
       float four[4] = {};
       if (position + 3 < end) {
         *reinterpret_cast<float4*>(four) =
-            __ldg(reinterpret_cast<const float4*>(scores + position));
+            load_four(reinterpret_cast<const float4*>(scores + position));
       } else {
         for (int c = 0; c < 4 && position + c < end; ++c) four[c] = scores[position + c];
       }
@@ -308,16 +320,9 @@ Status launch_top_k(const TopKParams& params, const Stream& stream) {
                         p.score_stride >= kWorthCluster &&
                         p.score_stride <= std::int64_t{kClusterBlocks} * kSegment;
   const unsigned num_blocks = together ? kClusterBlocks : 1;
-  cudaLaunchAttribute cluster;
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {num_blocks, 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(p.num_rows) * num_blocks);
-  config.blockDim = dim3(kThreads);
-  config.stream = native(stream);
-  config.attrs = &cluster;
-  config.numAttrs = together ? 1 : 0;
-  return cuda_status(cudaLaunchKernelEx(&config, top_k, p), "top_k");
+  LaunchShape shape{dim3(static_cast<unsigned>(p.num_rows) * num_blocks), dim3(kThreads)};
+  shape.cluster_blocks = num_blocks;
+  return launch_kernel("top_k", top_k, shape, stream, p);
 }
 
 }  // namespace stoker::gpu

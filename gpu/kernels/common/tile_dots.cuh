@@ -16,6 +16,7 @@
 
 #include "gpu/error.h"
 #include "gpu/kernels/common/copy_async.cuh"
+#include "gpu/kernels/common/overlap.cuh"
 #include "gpu/kernels/common/rows.cuh"
 #include "gpu/kernels/common/unpack.cuh"
 #include "quant/defined_arithmetic.h"
@@ -255,7 +256,8 @@ __device__ inline TileSpot tile_spot() {
 
 // The dots of tiles [tile_begin, tile_end) of kMatrices matrices of one shape with kInputs rows:
 // emit(tile, dots) is called by the threads that hold them, which are those whose tile_spot() has
-// an input below kInputs. `shared` takes tile_plan()'s bytes.
+// an input below kInputs. `shared` takes tile_plan()'s bytes. Asks for the first weights, then
+// calls wait_for_previous().
 template <QuantFormat kFormat, typename X, int kInputs, int kMatrices, typename Emit>
 __device__ void tile_dots(const QuantView* const (&matrices)[kMatrices], std::int64_t tile_begin,
                           std::int64_t tile_end, const X* const (&inputs)[kInputs], bool aligned,
@@ -275,6 +277,7 @@ __device__ void tile_dots(const QuantView* const (&matrices)[kMatrices], std::in
   float* const scales = sums + kMatrices * kInputs * slices * quant::kTileRows;
   X* const staged = reinterpret_cast<X*>(scales + kMatrices * slices * quant::kTileRows);
   const int input_stride = slices * group_stride<X>(group_cols);
+  wait_for_previous();
   for (std::int64_t tile_idx = tile_begin; tile_idx < tile_end; ++tile_idx) {
     float dots[kMatrices] = {};
     const std::int64_t first_scale =
