@@ -67,6 +67,7 @@ class CudaBackend final : public Backend {
   void embed(const StepView& step, const BackendWeight& table, TensorView out) override;
   void linear(const StepView& step, const BackendWeight& weight, TensorView x,
               TensorView y) override;
+  void linears(const StepView& step, std::span<const LinearOutput> outputs, TensorView x) override;
   void logits(const StepView& step, const BackendWeight& head, TensorView x, TensorView y) override;
   void gather_logit_rows(const StepView& step, TensorView x, TensorView out) override;
   void rms_norm(const StepView& step, TensorView x, TensorView weight, float eps,
@@ -105,9 +106,11 @@ class CudaBackend final : public Backend {
   // sees the most, or a few more in steps that may have parts. `boundary`: as visible_range().
   int most_visible(const StepView& step, std::span<const std::int32_t> positions, int boundary);
 
-  // Rows of decode and verify, and of prefill.
-  Status multiply_few(const QuantView& weight, const TensorView& x, const TensorView& y);
-  Status multiply_many(const QuantView& weight, const TensorView& x, const TensorView& y);
+  // At most kMostLinearsJoined weights: all rows, those of decode and verify, those of prefill.
+  Status multiply(const StepView& step, std::span<const LinearFewOutput> outputs,
+                  const TensorView& x);
+  Status multiply_few(std::span<const LinearFewOutput> outputs, const TensorView& x);
+  Status multiply_many(const LinearFewOutput& output, const TensorView& x);
   Status select_rows(const StepView& step, const SelectParams& params);
   Status route_rows(const RouteParams& params);
   Status run_parts(const ExpertParams& params);

@@ -2,6 +2,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <array>
 
 #include "gpu/backend.h"
 #include "gpu/error.h"
@@ -46,23 +47,49 @@ void CudaBackend::embed(const StepView& step, const BackendWeight& table, Tensor
 
 void CudaBackend::linear(const StepView& step, const BackendWeight& weight, TensorView x,
                          TensorView y) {
+  const LinearOutput output{&weight, y};
+  linears(step, {&output, 1}, x);
+}
+
+void CudaBackend::linears(const StepView& step, std::span<const LinearOutput> outputs,
+                          TensorView x) {
   check_rows(step, x);
-  const QuantView& w = view_of(weight);
   run([&]() -> Status {
-    for (std::size_t begin = 0; begin < step.ranges.size();) {
-      // Ranges of one purpose, together.
-      const RowRange& first = step.ranges[begin];
-      int num_rows = 0;
-      for (; begin < step.ranges.size() && step.ranges[begin].purpose == first.purpose; ++begin) {
-        num_rows += step.ranges[begin].num_rows;
+    std::array<LinearFewOutput, kMostLinearsJoined> some;
+    for (std::size_t begin = 0; begin < outputs.size(); begin += some.size()) {
+      const std::size_t count = std::min(some.size(), outputs.size() - begin);
+      for (std::size_t i = 0; i < count; ++i) {
+        const LinearOutput& output = outputs[begin + i];
+        some[i] = {view_of(*output.weight), output.y};
       }
-      const TensorView from = x.row_slice(first.row_begin, num_rows);
-      const TensorView to = y.row_slice(first.row_begin, num_rows);
-      RETURN_IF_ERROR(first.purpose == Purpose::kPrefill ? multiply_many(w, from, to)
-                                                         : multiply_few(w, from, to));
+      RETURN_IF_ERROR(multiply(step, {some.data(), count}, x));
     }
     return {};
   });
+}
+
+Status CudaBackend::multiply(const StepView& step, std::span<const LinearFewOutput> outputs,
+                             const TensorView& x) {
+  for (std::size_t begin = 0; begin < step.ranges.size();) {
+    // Ranges of one purpose, together.
+    const RowRange& first = step.ranges[begin];
+    int num_rows = 0;
+    for (; begin < step.ranges.size() && step.ranges[begin].purpose == first.purpose; ++begin) {
+      num_rows += step.ranges[begin].num_rows;
+    }
+    const TensorView from = x.row_slice(first.row_begin, num_rows);
+    std::array<LinearFewOutput, kMostLinearsJoined> to;
+    for (std::size_t i = 0; i < outputs.size(); ++i) {
+      to[i] = {outputs[i].weight, outputs[i].y.row_slice(first.row_begin, num_rows)};
+    }
+    const std::span<const LinearFewOutput> wanted = std::span(to).first(outputs.size());
+    if (first.purpose == Purpose::kDecode) {
+      RETURN_IF_ERROR(multiply_few(wanted, from));
+      continue;
+    }
+    for (const LinearFewOutput& output : wanted) RETURN_IF_ERROR(multiply_many(output, from));
+  }
+  return {};
 }
 
 int CudaBackend::most_visible(const StepView& step, std::span<const std::int32_t> positions,
@@ -75,18 +102,37 @@ int CudaBackend::most_visible(const StepView& step, std::span<const std::int32_t
   return range.last;
 }
 
-Status CudaBackend::multiply_few(const QuantView& w, const TensorView& x, const TensorView& y) {
-  if (!suits_linear_few(w, x.dtype)) return launch_gemv({w, x, y}, stream_);
-  const LinearScratchSize scratch = linear_few_scratch(w, x.rows);
+// Those of one format that tensor cores take go together.
+Status CudaBackend::multiply_few(std::span<const LinearFewOutput> outputs, const TensorView& x) {
   DeviceBuffer &partials = scratch_.linear_partials, &counters = scratch_.linear_counters;
-  RETURN_IF_ERROR(partials.grow(scratch.partial_bytes), "partial sums of a linear");
-  RETURN_IF_ERROR(counters.grow(scratch.counter_bytes), "counters of a linear");
-  return launch_linear_few({w, x, y, {at<float>(partials, 0), at<unsigned>(counters, 0)}}, stream_);
+  for (const QuantFormat format : {QuantFormat::kF8E4m3B128, QuantFormat::kBf16}) {
+    std::array<LinearFewOutput, kMostLinearsJoined> joined;
+    std::size_t count = 0;
+    LinearScratchSize scratch;
+    for (const LinearFewOutput& output : outputs) {
+      const QuantView& w = output.weight;
+      if (w.spec.format != format || !suits_linear_few(w, x.dtype)) continue;
+      joined[count++] = output;
+      scratch += linear_few_scratch(w, x.rows);
+    }
+    if (count == 0) continue;
+    RETURN_IF_ERROR(partials.grow(scratch.partial_bytes), "partial sums of linears");
+    RETURN_IF_ERROR(counters.grow(scratch.counter_bytes), "counters of linears");
+    RETURN_IF_ERROR(launch_linear_few(
+        {{joined.data(), count}, x, {at<float>(partials, 0), at<unsigned>(counters, 0)}}, stream_));
+  }
+  for (const LinearFewOutput& output : outputs) {
+    if (suits_linear_few(output.weight, x.dtype)) continue;
+    RETURN_IF_ERROR(launch_gemv({output.weight, x, output.y}, stream_));
+  }
+  return {};
 }
 
-Status CudaBackend::multiply_many(const QuantView& w, const TensorView& x, const TensorView& y) {
+Status CudaBackend::multiply_many(const LinearFewOutput& output, const TensorView& x) {
+  const QuantView& w = output.weight;
+  const TensorView& y = output.y;
   if (cublaslt_ == nullptr || !suits_linear_few(w, x.dtype) || !CublasLt::suits(x, y)) {
-    return multiply_few(w, x, y);
+    return multiply_few({&output, 1}, x);
   }
   // Panels of outputs, so that the widened weight stays small beside the weight itself.
   const std::int64_t panel_rows = widened_rows(w.rows, w.cols);
@@ -104,7 +150,8 @@ void CudaBackend::logits(const StepView& step, const BackendWeight& head, Tensor
                          TensorView y) {
   CHECK(x.rows == static_cast<std::int64_t>(step.logit_rows.size()) && y.dtype == DType::kF32,
         "{} rows of {} logit rows", x.rows, step.logit_rows.size());
-  run([&] { return multiply_few(view_of(head), x, y); });
+  const LinearFewOutput output{view_of(head), y};
+  run([&] { return multiply_few({&output, 1}, x); });
 }
 
 void CudaBackend::gather_logit_rows(const StepView& step, TensorView x, TensorView out) {

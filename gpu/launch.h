@@ -41,21 +41,32 @@ struct GemvParams {
 Status launch_gemv(const GemvParams& params, const Stream& stream);
 
 // y[t] = W . x[t] for the rows of decode and verify, BF16 inputs and FP8 or BF16 weights, on tensor
-// cores. A row's bits depend on the row and the weight alone.
+// cores: of one matrix, or of several in one launch. A row's bits depend on the row and the weight
+// alone.
 struct LinearScratch {
-  float* partials;     // as large as linear_few_scratch() says
+  float* partials;     // as large as linear_few_scratch() says, for all matrices together
   unsigned* counters;  // the same; zeros before and after
 };
 struct LinearScratchSize {
   std::int64_t partial_bytes = 0, counter_bytes = 0;
+
+  LinearScratchSize& operator+=(const LinearScratchSize& other) {
+    partial_bytes += other.partial_bytes;
+    counter_bytes += other.counter_bytes;
+    return *this;
+  }
+};
+struct LinearFewOutput {
+  QuantView weight;  // tile16
+  TensorView y;      // [T, rows]
 };
 struct LinearFewParams {
-  QuantView weight;  // tile16
-  TensorView x;      // [T, cols]
-  TensorView y;      // [T, rows]
+  std::span<const LinearFewOutput> outputs;  // of one format; 1 to kMostLinearsJoined
+  TensorView x;                              // [T, cols]
   LinearScratch scratch;
 };
 inline constexpr int kLinearFewRows = 16;  // that share a reading of the weight
+inline constexpr int kMostLinearsJoined = 4;
 bool suits_linear_few(const QuantView& weight, DType x);
 LinearScratchSize linear_few_scratch(const QuantView& weight, std::int64_t rows);
 Status launch_linear_few(const LinearFewParams& params, const Stream& stream);

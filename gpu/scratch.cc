@@ -1,6 +1,9 @@
 #include "gpu/scratch.h"
 
 #include <algorithm>
+#include <map>
+#include <tuple>
+#include <vector>
 
 #include "core/interface/expert_provider.h"
 #include "core/model/tensor_table.h"
@@ -49,23 +52,32 @@ constexpr QuantSpec kExpertSpecs[] = {{QuantFormat::kF32},      {QuantFormat::kF
 void add_linears(const ModelConfig& config, WorkspaceLimits limits, DType activations,
                  CudaScratch& scratch) {
   const std::int64_t most_rows = std::max(limits.max_rows, limits.max_logit_rows);
-  for (const TensorSpec& tensor : tensor_table(config)) {
-    if (tensor.is_vector() || tensor.category == TensorCategory::kEmbedding ||
-        tensor.category == TensorCategory::kRoutedExperts ||
-        tensor.category == TensorCategory::kMtp) {
-      continue;
-    }
-    for (const QuantSpec& spec : kLinearSpecs) {
+  const std::vector<TensorSpec> tensors = tensor_table(config);
+  for (const QuantSpec& spec : kLinearSpecs) {
+    // Those that the forward pass joins are of one layer, of its attention or of one feed-forward,
+    // and have the same inputs.
+    std::map<std::tuple<int, TensorCategory, std::int64_t>, LinearScratchSize> joined;
+    for (const TensorSpec& tensor : tensors) {
+      if (tensor.is_vector() || tensor.category == TensorCategory::kEmbedding ||
+          tensor.category == TensorCategory::kRoutedExperts ||
+          tensor.category == TensorCategory::kMtp) {
+        continue;
+      }
       QuantView weight;
       weight.rows = tensor.rows;
       weight.cols = tensor.cols;
       weight.spec = spec;
       if (!suits_linear_few(weight, activations)) continue;
-      const LinearScratchSize size = linear_few_scratch(weight, most_rows);
-      scratch.linear_partials = std::max(scratch.linear_partials, size.partial_bytes);
-      scratch.linear_counters = std::max(scratch.linear_counters, size.counter_bytes);
+      const TensorCategory module = tensor.category == TensorCategory::kIndexer
+                                        ? TensorCategory::kAttention
+                                        : tensor.category;
+      joined[{tensor.layer, module, tensor.cols}] += linear_few_scratch(weight, most_rows);
       scratch.widened_weight =
           std::max(scratch.widened_weight, widened_bytes(weight.rows, weight.cols));
+    }
+    for (const auto& [inputs, size] : joined) {
+      scratch.linear_partials = std::max(scratch.linear_partials, size.partial_bytes);
+      scratch.linear_counters = std::max(scratch.linear_counters, size.counter_bytes);
     }
   }
 }

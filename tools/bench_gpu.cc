@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <functional>
 #include <iterator>
@@ -27,22 +28,32 @@ constexpr int kMostCalls = 400;  // of a round, before the queue of the device i
 constexpr std::int64_t kHidden = 7168, kIntermediate = 2048;
 constexpr int kNumExperts = 256, kTopK = 8;
 
+// A weight, or several of the same inputs that are asked for together.
+constexpr std::size_t kMostJoined = 3;
 struct LinearShape {
   const char* name;
   QuantFormat format;
-  std::int64_t rows, cols;
+  std::array<std::int64_t, kMostJoined> rows;  // of each; 0: no more weights
+  std::int64_t cols;
+
+  bool is_joined() const { return rows[1] != 0; }
+  std::int64_t all_rows() const { return std::accumulate(rows.begin(), rows.end(), 0LL); }
 };
 constexpr LinearShape kLinears[] = {
-    {"q_a", QuantFormat::kF8E4m3B128, 1536, kHidden},
-    {"q_b", QuantFormat::kF8E4m3B128, 24576, 1536},
-    {"kv_a", QuantFormat::kF8E4m3B128, 576, kHidden},
-    {"o", QuantFormat::kF8E4m3B128, kHidden, 16384},
-    {"dense gate", QuantFormat::kF8E4m3B128, 18432, kHidden},
-    {"dense down", QuantFormat::kF8E4m3B128, kHidden, 18432},
-    {"shared gate", QuantFormat::kF8E4m3B128, kIntermediate, kHidden},
-    {"shared down", QuantFormat::kF8E4m3B128, kHidden, kIntermediate},
-    {"router", QuantFormat::kBf16, 256, kHidden},
-    {"head", QuantFormat::kBf16, 129280, kHidden},
+    {"q_a", QuantFormat::kF8E4m3B128, {1536}, kHidden},
+    {"kv_a", QuantFormat::kF8E4m3B128, {576}, kHidden},
+    {"q_a kv_a wk", QuantFormat::kF8E4m3B128, {1536, 576, 128}, kHidden},
+    {"q_b", QuantFormat::kF8E4m3B128, {24576}, 1536},
+    {"q_b wq_b", QuantFormat::kF8E4m3B128, {24576, 8192}, 1536},
+    {"o", QuantFormat::kF8E4m3B128, {kHidden}, 16384},
+    {"dense gate", QuantFormat::kF8E4m3B128, {18432}, kHidden},
+    {"dense gate, up", QuantFormat::kF8E4m3B128, {18432, 18432}, kHidden},
+    {"dense down", QuantFormat::kF8E4m3B128, {kHidden}, 18432},
+    {"shared gate", QuantFormat::kF8E4m3B128, {kIntermediate}, kHidden},
+    {"shared gate, up", QuantFormat::kF8E4m3B128, {kIntermediate, kIntermediate}, kHidden},
+    {"shared down", QuantFormat::kF8E4m3B128, {kHidden}, kIntermediate},
+    {"router", QuantFormat::kBf16, {256}, kHidden},
+    {"head", QuantFormat::kBf16, {129280}, kHidden},
 };
 constexpr std::int64_t kRowCounts[] = {1, 2, 4, 8, 16};
 constexpr QuantSpec kExpertSpecs[] = {
@@ -93,30 +104,43 @@ class DeviceBench {
   // One shape with every number of rows.
   Status linear(const LinearShape& shape, std::span<const std::int64_t> row_counts, Purpose purpose,
                 std::vector<DeviceTiming>& out) {
-    QuantView host;
-    host.rows = shape.rows;
+    QuantView host;  // all rows
+    host.rows = shape.all_rows();
     host.cols = shape.cols;
     host.spec.format = shape.format;
     std::vector<std::byte> bytes(static_cast<std::size_t>(host.stored_bytes()));
     fill_with_weights(bytes);
     host.payload = bytes.data();
-    host.scales = bytes.data() + shape.rows * shape.cols * host.spec.element_bits() / 8;
-    std::vector<WeightPtr> weights;
+    host.scales = bytes.data() + host.rows * shape.cols * host.spec.element_bits() / 8;
+    std::vector<std::vector<WeightPtr>> sets;
     do {
-      ASSIGN_OR_RETURN(WeightPtr weight, backend_.adopt(host));
-      weights.push_back(std::move(weight));
-    } while (static_cast<std::int64_t>(weights.size()) * host.stored_bytes() < kWorkingSet);
+      std::vector<WeightPtr>& set = sets.emplace_back();
+      for (const std::int64_t rows : shape.rows) {
+        if (rows == 0) break;
+        QuantView one = host;
+        one.rows = rows;
+        ASSIGN_OR_RETURN(WeightPtr weight, backend_.adopt(one));
+        set.push_back(std::move(weight));
+      }
+    } while (static_cast<std::int64_t>(sets.size()) * host.stored_bytes() < kWorkingSet);
     const DType dtype = backend_.activation_dtype();
     for (const std::int64_t num_rows : row_counts) {
       const BenchStep step(num_rows, purpose);
       RETURN_IF_ERROR(backend_.begin_step(step.view));
       ASSIGN_OR_RETURN(const Tensor x, inputs(num_rows, shape.cols));
-      ASSIGN_OR_RETURN(const Tensor y, backend_.allocate(dtype, num_rows, shape.rows));
+      ASSIGN_OR_RETURN(const Tensor y, backend_.allocate(dtype, num_rows, host.rows));
       ASSIGN_OR_RETURN(const double seconds, time([&](int call) {
-                         const auto which = static_cast<std::size_t>(call) % weights.size();
-                         backend_.linear(step.view, *weights[which], x.view(), y.view());
+                         const auto& set = sets[static_cast<std::size_t>(call) % sets.size()];
+                         std::array<LinearOutput, kMostJoined> outputs;
+                         std::int64_t col = 0;
+                         for (std::size_t i = 0; i < set.size(); ++i) {
+                           outputs[i] = {set[i].get(), y.view().col_slice(col, set[i]->rows())};
+                           col += set[i]->rows();
+                         }
+                         backend_.linears(step.view, std::span(outputs).first(set.size()),
+                                          x.view());
                        }));
-      const double products = static_cast<double>(num_rows * shape.rows * shape.cols);
+      const double products = static_cast<double>(num_rows * host.rows * shape.cols);
       out.push_back({shape.name, num_rows, seconds, host.stored_bytes(), 2.0 * products});
     }
     return {};
@@ -267,7 +291,8 @@ Result<DeviceReport> bench_device_kernels(Backend& backend, Backend* fast_expert
   if (options.prefill_rows > 0) {
     const std::int64_t row_counts[] = {options.prefill_rows};
     for (const LinearShape& shape : kLinears) {
-      if (shape.rows > 100000) continue;  // the head sees few rows
+      if (shape.is_joined()) continue;          // one after another
+      if (shape.all_rows() > 100000) continue;  // the head sees few rows
       RETURN_IF_ERROR(bench.linear(shape, row_counts, Purpose::kPrefill, report.timings));
     }
     // In the defined arithmetic, which F32 inputs keep, they would take seconds.

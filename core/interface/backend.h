@@ -81,6 +81,12 @@ class BackendWeight {
 };
 using WeightPtr = std::unique_ptr<const BackendWeight>;
 
+// One of several linears of the same inputs.
+struct LinearOutput {
+  const BackendWeight* weight = nullptr;
+  TensorView y;  // [T, weight->rows()]
+};
+
 // A point in a backend's order of operations.
 struct Event {
   std::uint64_t ticket = 0;
@@ -217,8 +223,13 @@ class Backend {
   // y = x . W^T, rounded to y's type (activation type or F32)            x [T, cols], y [T, rows]
   virtual void linear(const StepView& step, const BackendWeight& weight, TensorView x,
                       TensorView y) = 0;
-  // The same for the step's logit rows only, always F32, by decode arithmetic: x [num_logit_rows,
-  // cols].
+  // linear() of each, to the same bits; no y overlaps x or another y. A backend may compute them
+  // side by side.
+  virtual void linears(const StepView& step, std::span<const LinearOutput> outputs, TensorView x) {
+    for (const LinearOutput& output : outputs) linear(step, *output.weight, x, output.y);
+  }
+  // The linear of the step's logit rows only, always F32, by decode arithmetic: x
+  // [num_logit_rows, cols].
   virtual void logits(const StepView& step, const BackendWeight& head, TensorView x,
                       TensorView y) = 0;
   // out[i] = x[logit_rows[i]]
@@ -252,8 +263,8 @@ class Backend {
   virtual void gated_ffn(const StepView& step, const BackendWeight& gate, const BackendWeight& up,
                          const BackendWeight& down, TensorView x, TensorView gate_out,
                          TensorView up_out, TensorView out) {
-    linear(step, gate, x, gate_out);
-    linear(step, up, x, up_out);
+    const LinearOutput gate_and_up[] = {{&gate, gate_out}, {&up, up_out}};
+    linears(step, gate_and_up, x);
     silu_mul(step, gate_out, up_out, gate_out);
     linear(step, down, gate_out, out);
   }

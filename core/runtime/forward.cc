@@ -1,6 +1,7 @@
 #include "core/runtime/forward.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "core/runtime/runner.h"
@@ -10,6 +11,11 @@ namespace stoker {
 namespace {
 
 constexpr float kIndexerNormEps = 1e-6f;  // spec 3.1: not the library default of 1e-5
+
+// Whether the layer has an indexer of its own.
+bool selects_itself(const LayerSpec& spec) {
+  return spec.attention == AttentionKind::kMlaSparse && spec.selection_from == spec.index;
+}
 
 }  // namespace
 
@@ -240,10 +246,7 @@ PartScope Forward::part(LayerPart which, int variant, bool possible) {
 
 // Whether hooks force or see what the layer selects: then it waits on the way.
 bool Forward::hooks_select(const LayerSpec& spec) const {
-  if (hooks_ == nullptr || spec.attention != AttentionKind::kMlaSparse ||
-      spec.selection_from != spec.index) {
-    return false;
-  }
+  if (hooks_ == nullptr || !selects_itself(spec)) return false;
   bool select = hooks_->wants_selection(spec.index);
   for (int row = 0; row < step_.num_rows() && !select; ++row) {
     select = !hooks_->forced_selection(spec.index, row).empty();
@@ -259,21 +262,30 @@ Status Forward::attention(Runner& runner, const LayerSpec& spec, const LayerWeig
   const float eps = engine_.config().rms_norm_eps;
   const TensorView normed = rows(w.normed), q_latent = rows(w.q_latent), q = rows(w.q),
                    kv_a = rows(w.kv_a);
-  // 1. Queries.
-  backend.linear(step_, *weights.q_a, normed, q_latent);
+  // 1. Linears of the layer's input, and of the query latent: those of the indexer are among them.
+  std::array<LinearOutput, 4> of_input = {
+      {{weights.q_a.get(), q_latent}, {weights.kv_a.get(), kv_a}}};
+  std::array<LinearOutput, 2> of_latent = {{{weights.q_b.get(), q}}};
+  std::size_t num_of_input = 2, num_of_latent = 1;
+  if (selects_itself(spec)) {
+    of_input[num_of_input++] = {weights.indexer.key.get(), rows(w.index_k)};
+    of_input[num_of_input++] = {weights.indexer.head_weights.get(), rows(w.index_weights)};
+    of_latent[num_of_latent++] = {weights.indexer.queries.get(), rows(w.index_q)};
+  }
+  backend.linears(step_, std::span(of_input).first(num_of_input), normed);
   backend.rms_norm(step_, q_latent, weights.q_a_norm.view(), eps, q_latent);
-  backend.linear(step_, *weights.q_b, q_latent, q);
+  backend.linears(step_, std::span(of_latent).first(num_of_latent), q_latent);
+  // 2. Queries.
   const int head_dim = dims.nope_dim + dims.rope_dim;
   backend.rope(step_, q, dims.num_heads, head_dim, dims.nope_dim, dims.rope_dim,
                RopeStyle::kInterleaved);
-  // 2. The latent and the shared rope key, cached.
-  backend.linear(step_, *weights.kv_a, normed, kv_a);
+  // 3. The latent and the shared rope key, cached.
   const TensorView latent = kv_a.col_slice(0, dims.latent_dim);
   backend.rms_norm(step_, latent, weights.kv_a_norm.view(), eps, latent);
   backend.rope(step_, kv_a, 1, 0, dims.latent_dim, dims.rope_dim, RopeStyle::kInterleaved);
   const KvLayer latents = runner.kv_pool().layer(KvStream::kLatent, next_layer_);
   backend.append_latent(step_, kv_a, latents);
-  // 3. Which positions, and attention over them.
+  // 4. Which positions, and attention over them.
   const bool sparse = spec.attention == AttentionKind::kMlaSparse;
   if (sparse) RETURN_IF_ERROR(select(runner, spec, weights));
   Selection selection;
@@ -284,10 +296,10 @@ Status Forward::attention(Runner& runner, const LayerSpec& spec, const LayerWeig
   return {};
 }
 
-// Lightning indexer, spec 3.6. Keys are cached for every position, also while every visible one is
-// selected.
+// Lightning indexer, spec 3.6, after its linears. Keys are cached for every position, also while
+// every visible one is selected.
 Status Forward::select(Runner& runner, const LayerSpec& spec, const LayerWeights& weights) {
-  if (spec.selection_from != spec.index) {
+  if (!selects_itself(spec)) {
     CHECK(selecting_layer_ == spec.selection_from,
           "layer {} uses the selection of layer {}, the last is of {}", spec.index,
           spec.selection_from, selecting_layer_);
@@ -301,14 +313,11 @@ Status Forward::select(Runner& runner, const LayerSpec& spec, const LayerWeights
   const TensorView queries = rows(w.index_q), key = rows(w.index_k),
                    head_weights = rows(w.index_weights);
   const KvLayer keys = runner.kv_pool().layer(KvStream::kIndex, next_layer_);
-  backend.linear(step_, *indexer.key, rows(w.normed), key);
   backend.layer_norm(step_, key, indexer.key_norm_weight.view(), indexer.key_norm_bias.view(),
                      kIndexerNormEps);
   backend.rope(step_, key, 1, 0, 0, rope_dim, RopeStyle::kHalfSplit);
   backend.append_index_key(step_, key, keys);
-  backend.linear(step_, *indexer.queries, rows(w.q_latent), queries);
   backend.rope(step_, queries, dims.num_heads, dims.head_dim, 0, rope_dim, RopeStyle::kHalfSplit);
-  backend.linear(step_, *indexer.head_weights, rows(w.normed), head_weights);
   backend.scale(step_, head_weights,
                 1.0f / std::sqrt(static_cast<float>(dims.num_heads)) /
                     std::sqrt(static_cast<float>(dims.head_dim)));

@@ -3,7 +3,7 @@
 // Arithmetic, which depends on the shape alone: groups of 128 columns are summed by tensor cores
 // from zero; a segment's 8 groups are closed in order, acc = fma(group, scale, acc) from zero; the
 // segments are added in order. How many rows stand beside a row, and how many blocks share a row's
-// segments, does not touch a bit.
+// segments, does not touch a bit; nor do matrices of the same inputs that run beside it.
 //
 // A warp takes one group of 32 outputs (two tiles): the rows of x are the narrow side of the
 // product, so one to eight of them cost the same, and a lane reads 16 bytes of weights at a time.
@@ -13,6 +13,7 @@
 #include <algorithm>
 
 #include "gpu/error.h"
+#include "gpu/kernels/common/linear_places.h"
 #include "gpu/kernels/common/mma.cuh"
 #include "gpu/kernels/common/overlap.cuh"
 #include "gpu/kernels/common/reduce.cuh"
@@ -27,9 +28,10 @@ constexpr int kWarps = 8;  // a segment is a group for each
 constexpr int kThreads = kWarps * kWarp;
 constexpr int kGroup = 128;
 constexpr int kSegmentCols = kWarps * kGroup;
+static_assert(kSegmentCols == kLinearSegmentCols);
 constexpr int kStretch = 32;  // columns of two products
 constexpr int kStretches = kGroup / kStretch;
-constexpr int kOutputs = 2 * quant::kTileRows;
+constexpr int kOutputs = kLinearOutputs;
 
 // Blocks that share a multiprocessor: what their registers allow, 4 or 8 KiB of weights being on
 // their way to each warp.
@@ -37,11 +39,17 @@ constexpr int blocks_per_multiprocessor(QuantFormat format, int token_tiles) {
   return format == QuantFormat::kF8E4m3B128 && token_tiles == 1 ? 3 : 2;
 }
 
+struct Matrix {
+  QuantView weight;
+  TensorView y;
+  LinearScratch scratch;  // its own part
+  LinearCut cut;
+};
 struct Plan {
-  LinearFewParams p;
+  Matrix matrices[kMostLinearsJoined];
+  LinearGrid grid;
+  TensorView x;
   bool aligned;
-  int num_segments;
-  int segments_per_block;
   int num_rows;            // of x, for this launch
   std::int64_t row_begin;  // of x
 };
@@ -74,9 +82,9 @@ struct GroupSums {
 
 // Of the first group, weights are asked for before the kernel that writes the inputs is done.
 template <QuantFormat kFormat, int kTokenTiles>
-__device__ void sum_group(const Plan& plan, const quant::Tile16& tile, std::int64_t tile_idx,
-                          std::int64_t begin, bool first, GroupSums<kTokenTiles>& sums) {
-  const LinearFewParams& p = plan.p;
+__device__ void sum_group(const Plan& plan, const std::byte* payload, const quant::Tile16& tile,
+                          std::int64_t tile_idx, std::int64_t begin, bool first,
+                          GroupSums<kTokenTiles>& sums) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, t = lane % 4;
   constexpr int kWords = kWordsPerEight<kFormat>;
   const std::int64_t row = tile_idx * quant::kTileRows + 4 * g;
@@ -87,7 +95,7 @@ __device__ void sum_group(const Plan& plan, const quant::Tile16& tile, std::int6
 #pragma unroll
   for (int s = 0; s < kStretches; ++s) {
     const std::int64_t k = begin + s * kStretch + 8 * t;
-    const auto* at = reinterpret_cast<const uint4*>(p.weight.payload + tile.dword_offset(row, k));
+    const auto* at = reinterpret_cast<const uint4*>(payload + tile.dword_offset(row, k));
 #pragma unroll
     for (int w = 0; w < kWords; ++w) {
       const bool inside = has_row && k + w * kPerWord<kFormat> < tile.padded_cols();
@@ -104,8 +112,8 @@ __device__ void sum_group(const Plan& plan, const quant::Tile16& tile, std::int6
       const int x_row = kMmaN * n + g;
       if (x_row < plan.num_rows) {
         inputs[s][n] = load_eight(
-            static_cast<const bf16*>(p.x.data) + (plan.row_begin + x_row) * p.x.row_stride, k,
-            p.weight.cols, plan.aligned);
+            static_cast<const bf16*>(plan.x.data) + (plan.row_begin + x_row) * plan.x.row_stride, k,
+            plan.x.cols, plan.aligned);
       }
     }
   }
@@ -166,28 +174,32 @@ __device__ void store_sums(const GroupSums<kTokenTiles>& sums, int num_rows, flo
   }
 }
 
-// Block (i, j): outputs 32 i .. 32 i + 31, the j-th share of the segments.
+// Block (i, j): the i-th pair of tiles of all matrices, the j-th share of its segments.
 template <QuantFormat kFormat, int kTokenTiles>
 __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kFormat, kTokenTiles))
     linear_few(const __grid_constant__ Plan plan) {
   start_next();
   __shared__ __align__(16) SegmentSums<kTokenTiles> shared[2];  // of even and odd segments
   __shared__ bool is_last;
-  const LinearFewParams& p = plan.p;
-  const quant::Tile16 tile{p.weight.rows, p.weight.cols, QuantSpec{kFormat, kGroup}};
+  const LinearPlace place = linear_place(plan.grid, static_cast<int>(blockIdx.x));
+  const Matrix& m = plan.matrices[place.matrix];
+  if (static_cast<int>(blockIdx.y) >= m.cut.num_shares) {  // another matrix has more
+    wait_for_previous();
+    return;
+  }
+  const quant::Tile16 tile{m.weight.rows, plan.x.cols, QuantSpec{kFormat, kGroup}};
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const std::int64_t tile_idx = std::int64_t{blockIdx.x} * 2;
+  const std::int64_t tile_idx = std::int64_t{place.pair} * 2;
   // Values of this thread when groups are closed: output `lane`, rows warp + i * kWarps of x.
   constexpr int kValues = kTokenTiles * kMmaN / kWarps;
   float total[kValues] = {};
-  const int segment_begin = static_cast<int>(blockIdx.y) * plan.segments_per_block;
-  const int segment_end = min(segment_begin + plan.segments_per_block, plan.num_segments);
-  const bool alone = gridDim.y == 1;
+  const int segment_begin = static_cast<int>(blockIdx.y) * m.cut.segments_per_block;
+  const int segment_end = min(segment_begin + m.cut.segments_per_block, m.cut.num_segments);
+  const bool alone = m.cut.num_shares == 1;
   const auto partial = [&](int segment, int row) -> float* {
-    return p.scratch.partials +
-           ((std::int64_t{segment} * plan.num_rows + row) * gridDim.x + blockIdx.x) * kOutputs +
-           lane;
+    return m.scratch.partials +
+           linear_partial(m.cut.num_pairs, plan.num_rows, segment, row, place.pair) + lane;
   };
   for (int segment = segment_begin; segment < segment_end; ++segment) {
     SegmentSums<kTokenTiles>& mine = shared[segment % 2];
@@ -195,17 +207,18 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kFormat, k
     // 1. A group a warp.
     const std::int64_t begin = std::int64_t{segment} * kSegmentCols;
     const int num_groups =
-        static_cast<int>(min(std::int64_t{kWarps}, (p.weight.cols - begin + kGroup - 1) / kGroup));
+        static_cast<int>(min(std::int64_t{kWarps}, (plan.x.cols - begin + kGroup - 1) / kGroup));
     if (warp < num_groups) {
       const std::int64_t group_begin = begin + warp * kGroup;
       const std::int64_t scale_tile = tile_idx + lane;
       float scale = 1.0f;
       if (QuantSpec{kFormat}.has_scales() && lane < 2 && scale_tile < tile.num_tiles()) {
-        scale = quant::decode_scale(kFormat, p.weight.scales,
+        scale = quant::decode_scale(kFormat, m.weight.scales,
                                     tile.scale_index(scale_tile * quant::kTileRows, group_begin));
       }
       GroupSums<kTokenTiles> sums;
-      sum_group<kFormat, kTokenTiles>(plan, tile, tile_idx, group_begin, first, sums);
+      sum_group<kFormat, kTokenTiles>(plan, m.weight.payload, tile, tile_idx, group_begin, first,
+                                      sums);
       store_sums(sums, plan.num_rows, mine.groups[warp]);
       if (lane < 2) mine.scales[warp][lane] = scale;
     } else if (first) {
@@ -236,8 +249,8 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kFormat, k
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-      unsigned* const counter = p.scratch.counters + blockIdx.x;
-      is_last = atomicAdd(counter, 1u) == gridDim.y - 1;
+      unsigned* const counter = m.scratch.counters + place.pair;
+      is_last = atomicAdd(counter, 1u) == static_cast<unsigned>(m.cut.num_shares) - 1;
       if (is_last) *counter = 0;  // for the next launch
     }
     __syncthreads();
@@ -248,7 +261,7 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kFormat, k
       const int row = warp + i * kWarps;
       if (row >= plan.num_rows) continue;
 #pragma unroll 4
-      for (int segment = 0; segment < plan.num_segments; ++segment) {
+      for (int segment = 0; segment < m.cut.num_segments; ++segment) {
         total[i] = __fadd_rn(total[i], __ldcg(partial(segment, row)));
       }
     }
@@ -256,8 +269,8 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kFormat, k
 #pragma unroll
   for (int i = 0; i < kValues; ++i) {
     const int row = warp + i * kWarps;
-    const std::int64_t col = std::int64_t{blockIdx.x} * kOutputs + lane;
-    if (row < plan.num_rows && col < p.weight.rows) store(p.y, plan.row_begin + row, col, total[i]);
+    const std::int64_t col = std::int64_t{place.pair} * kOutputs + lane;
+    if (row < plan.num_rows && col < m.weight.rows) store(m.y, plan.row_begin + row, col, total[i]);
   }
 }
 
@@ -278,28 +291,28 @@ Status launch_rows(const Plan& plan, dim3 grid, const Stream& stream) {
                        plan);
 }
 
-std::int64_t num_pairs(const QuantView& w) { return (w.rows + kOutputs - 1) / kOutputs; }
-int num_segments(const QuantView& w) {
-  return static_cast<int>((w.cols + kSegmentCols - 1) / kSegmentCols);
-}
-
-// How many segments of its outputs a block takes: what is soonest done by waves of blocks, to each
-// of which its start and end cost about as much as half a segment.
-int segments_per_block(const QuantView& w) {
+LinearCut cut_of(const QuantView& w) {
   const std::int64_t at_once =
       std::int64_t{blocks_per_multiprocessor(w.spec.format, 1)} * num_multiprocessors();
-  const int all = num_segments(w);
-  int best = all;
-  std::int64_t best_cost = 0;
-  for (int count = all; count > 0; --count) {
-    const std::int64_t blocks = num_pairs(w) * ((all + count - 1) / count);
-    const std::int64_t cost = (blocks + at_once - 1) / at_once * (2 * count + 1);
-    if (count == all || cost < best_cost) {
-      best = count;
-      best_cost = cost;
-    }
-  }
-  return best;
+  return cut_linear(w.rows, w.cols, at_once);
+}
+
+std::int64_t rows_at_once(std::int64_t rows) {
+  return std::min<std::int64_t>(rows, kLinearFewRows);
+}
+
+// One of the matrices, as it is asked for.
+void check_output(const LinearFewOutput& output, const TensorView& x, QuantFormat format) {
+  const QuantView& w = output.weight;
+  const TensorView& y = output.y;
+  CHECK(suits_linear_few(w, x.dtype) && w.spec.format == format && is_activation(y),
+        "{} beside {} of {} to {}", quant_format_name(w.spec.format), quant_format_name(format),
+        dtype_name(x.dtype), dtype_name(y.dtype));
+  CHECK(w.layout == WeightLayout::kTile16 && w.device != kHost &&
+            reinterpret_cast<std::uintptr_t>(w.payload) % 16 == 0,
+        "not an aligned tile16 weight on a device");
+  CHECK(x.cols == w.cols && y.cols == w.rows && x.rows == y.rows, "[{}, {}] x [{}, {}] -> [{}, {}]",
+        x.rows, x.cols, w.rows, w.cols, y.rows, y.cols);
 }
 
 }  // namespace
@@ -311,36 +324,36 @@ bool suits_linear_few(const QuantView& weight, DType x) {
 }
 
 LinearScratchSize linear_few_scratch(const QuantView& weight, std::int64_t rows) {
-  if (segments_per_block(weight) == num_segments(weight)) return {};
-  const std::int64_t at_once = std::min<std::int64_t>(rows, kLinearFewRows);
-  return {num_segments(weight) * at_once * num_pairs(weight) * kOutputs * 4, num_pairs(weight) * 4};
+  const LinearCut cut = cut_of(weight);
+  return {cut.num_partials(rows_at_once(rows)) * 4, cut.num_counters() * 4};
 }
 
 Status launch_linear_few(const LinearFewParams& params, const Stream& stream) {
-  const LinearFewParams& p = params;
-  CHECK(suits_linear_few(p.weight, p.x.dtype) && is_activation(p.y), "{} of {} to {}",
-        quant_format_name(p.weight.spec.format), dtype_name(p.x.dtype), dtype_name(p.y.dtype));
-  CHECK(p.weight.layout == WeightLayout::kTile16 && p.weight.device != kHost &&
-            reinterpret_cast<std::uintptr_t>(p.weight.payload) % 16 == 0,
-        "not an aligned tile16 weight on a device");
-  CHECK(p.x.cols == p.weight.cols && p.y.cols == p.weight.rows && p.x.rows == p.y.rows,
-        "[{}, {}] x [{}, {}] -> [{}, {}]", p.x.rows, p.x.cols, p.weight.rows, p.weight.cols,
-        p.y.rows, p.y.cols);
+  const TensorView& x = params.x;
+  CHECK(!params.outputs.empty() && params.outputs.size() <= kMostLinearsJoined,
+        "{} linears at once", params.outputs.size());
+  const QuantFormat format = params.outputs.front().weight.spec.format;
   Plan plan{};
-  plan.p = p;
-  plan.aligned =
-      reinterpret_cast<std::uintptr_t>(p.x.data) % 16 == 0 && p.x.row_stride % kChunk == 0;
-  plan.num_segments = num_segments(p.weight);
-  plan.segments_per_block = segments_per_block(p.weight);
-  CHECK(plan.segments_per_block == plan.num_segments ||
-            (p.scratch.partials != nullptr && p.scratch.counters != nullptr),
-        "no scratch for {} of {} segments", plan.segments_per_block, plan.num_segments);
-  const dim3 grid(static_cast<unsigned>(num_pairs(p.weight)),
-                  blocks_for(plan.num_segments, plan.segments_per_block));
-  for (plan.row_begin = 0; plan.row_begin < p.x.rows; plan.row_begin += kLinearFewRows) {
-    plan.num_rows =
-        static_cast<int>(std::min<std::int64_t>(kLinearFewRows, p.x.rows - plan.row_begin));
-    RETURN_IF_ERROR(p.weight.spec.format == QuantFormat::kBf16
+  plan.x = x;
+  plan.aligned = reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && x.row_stride % kChunk == 0;
+  int num_matrices = 0, num_pairs = 0, most_shares = 0;
+  LinearScratch scratch = params.scratch;
+  for (const LinearFewOutput& output : params.outputs) {
+    check_output(output, x, format);
+    const LinearCut cut = cut_of(output.weight);
+    CHECK(cut.num_shares == 1 || (scratch.partials != nullptr && scratch.counters != nullptr),
+          "no scratch for {} of {} segments", cut.segments_per_block, cut.num_segments);
+    plan.grid.first_pair[num_matrices] = num_pairs;
+    plan.matrices[num_matrices++] = {output.weight, output.y, scratch, cut};
+    num_pairs += cut.num_pairs;
+    most_shares = std::max(most_shares, cut.num_shares);
+    scratch.partials += cut.num_partials(rows_at_once(x.rows));
+    scratch.counters += cut.num_counters();
+  }
+  const dim3 grid(static_cast<unsigned>(num_pairs), static_cast<unsigned>(most_shares));
+  for (plan.row_begin = 0; plan.row_begin < x.rows; plan.row_begin += kLinearFewRows) {
+    plan.num_rows = static_cast<int>(rows_at_once(x.rows - plan.row_begin));
+    RETURN_IF_ERROR(format == QuantFormat::kBf16
                         ? launch_rows<QuantFormat::kBf16>(plan, grid, stream)
                         : launch_rows<QuantFormat::kF8E4m3B128>(plan, grid, stream));
   }

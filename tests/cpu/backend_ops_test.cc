@@ -105,6 +105,37 @@ TEST_P(BackendOpsTest, LinearOfEveryFormatAndPurpose) {
   }
 }
 
+TEST_P(BackendOpsTest, LinearsAreTheLinearOfEach) {
+  const std::vector<float> x = bf16_floats(7 * 200, random);
+  const RandomMatrix ws[] = {{90, 200, QuantFormat::kF8E4m3B128, random},
+                             {33, 200, QuantFormat::kBf16, random},
+                             {1, 200, QuantFormat::kF8E4m3B128, random}};
+  for (const Purpose purpose : kPurposes) {
+    const TestStep step(7, 7, purpose);
+    compare("linears", [&](Backend& b) {
+      const Tensor in = tensor(b, 7, 200, x);
+      std::vector<WeightPtr> weights;
+      std::vector<Tensor> out;
+      std::vector<LinearOutput> outputs;
+      for (const RandomMatrix& w : ws) {
+        weights.push_back(b.adopt(w.row_major()).value());
+        out.push_back(tensor(b, 7, weights.back()->rows()));
+        outputs.push_back({weights.back().get(), out.back().view()});
+      }
+      b.linears(step.view(), outputs, in.view());
+      std::vector<float> all;
+      for (const LinearOutput& output : outputs) {
+        const Tensor alone = tensor(b, 7, output.weight->rows());
+        b.linear(step.view(), *output.weight, in.view(), alone.view());
+        const std::vector<float> got = floats_of(output.y);
+        EXPECT_EQ(got, floats_of(alone.view()));
+        all.insert(all.end(), got.begin(), got.end());
+      }
+      return all;
+    });
+  }
+}
+
 TEST_P(BackendOpsTest, LogitsOfChosenRows) {
   const RandomMatrix head(33, 64, QuantFormat::kBf16, random);
   const std::vector<float> x = bf16_floats(5 * 64, random);

@@ -3,6 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
+#include <utility>
+#include <vector>
 
 #include "quant/defined_arithmetic.h"
 #include "quant/expert_block.h"
@@ -194,6 +197,83 @@ TEST_P(CudaProducts, LinearReadsAndWritesColumnSlices) {
     }
     EXPECT_EQ(got.at(t, 4), 0.0f);
     EXPECT_EQ(got.at(t, 25), 0.0f);
+  }
+}
+
+// Whatever runs beside it, and in the same memory for sums, one after another.
+TEST_P(CudaProducts, LinearsAreTheLinearOfEach) {
+  struct Case {
+    std::vector<std::pair<QuantFormat, std::int64_t>> weights;  // and their outputs
+    std::int64_t cols;
+  };
+  using enum QuantFormat;
+  const Case cases[] = {
+      // As attention and feed-forwards ask for them.
+      {{{kF8E4m3B128, 1536}, {kF8E4m3B128, 576}, {kF8E4m3B128, 128}, {kBf16, 64}}, 7168},
+      {{{kF8E4m3B128, 3072}, {kF8E4m3B128, 1024}}, 1536},
+      {{{kF8E4m3B128, 2048}, {kF8E4m3B128, 2048}}, 7168},
+      // Odd sizes, of one block to many waves: some that share columns between blocks, and some
+      // that do not.
+      {{{kBf16, 33}, {kBf16, 17000}, {kBf16, 1}, {kBf16, 100}}, 1100},
+      {{{kF8E4m3B128, 1}, {kF8E4m3B128, 24}, {kF8E4m3B128, 16}, {kF8E4m3B128, 65}}, 8460},
+      {{{kF8E4m3B128, 40}}, 5},
+      // More than go together, and formats that go another way.
+      {{{kBf16, 40},
+        {kF8E4m3B128, 70},
+        {kF32, 33},
+        {kBf16, 576},
+        {kF16, 20},
+        {kF8E4m3B128, 18},
+        {kBf16, 97},
+        {kBf16, 64},
+        {kBf16, 31},
+        {kF8E4m3B128, 129}},
+       1025},
+      {{}, 64},
+  };
+  constexpr int kMost = 35;
+  Random random(12);
+  for (const Case& of : cases) {
+    std::vector<WeightPtr> weights;
+    for (const auto& [format, rows] : of.weights) {
+      weights.push_back(adopt(random.matrix(format, rows, of.cols)));
+    }
+    const Tensor x = upload(random.values(kMost, of.cols, activation), activation);
+    for (const int num_rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, kMost}) {
+      for (const bool with_prefill : {false, true}) {
+        SCOPED_TRACE(fmt::format("{} of {} inputs, {} rows{}", weights.size(), of.cols, num_rows,
+                                 with_prefill ? " and prefill" : ""));
+        const int num_prefill = with_prefill ? std::min(num_rows, kMost - num_rows) : 0;
+        if (with_prefill && (num_prefill == 0 || num_rows % 5 != 0)) continue;
+        std::vector<TestStep::Part> parts = {{num_rows, num_rows}};
+        if (num_prefill > 0) parts.push_back({num_prefill, num_prefill, Purpose::kPrefill});
+        const TestStep step(parts);
+        begin(step);
+        const int all = num_rows + num_prefill;
+        const TensorView inputs = x.view().row_slice(kMost - all, all);
+        std::vector<Tensor> joined, single;
+        std::vector<LinearOutput> outputs;
+        for (std::size_t i = 0; i < weights.size(); ++i) {
+          const DType dtype = i % 2 == 1 ? DType::kF32 : activation;
+          joined.push_back(empty(dtype, all, weights[i]->rows()));
+          single.push_back(empty(dtype, all, weights[i]->rows()));
+          outputs.push_back({weights[i].get(), joined.back().view()});
+        }
+        backend->linears(step.view, outputs, inputs);
+        for (std::size_t i = 0; i < weights.size(); ++i) {
+          backend->linear(step.view, *weights[i], inputs, single[i].view());
+        }
+        expect_fine();
+        for (std::size_t i = 0; i < weights.size(); ++i) {
+          const Values expected = download(single[i].view()), got = download(joined[i].view());
+          EXPECT_EQ(std::memcmp(expected.data.data(), got.data.data(),
+                                expected.data.size() * sizeof(float)),
+                    0)
+              << "weight " << i;
+        }
+        if (HasFailure()) return;
+      }
+    }
   }
 }
 

@@ -67,6 +67,12 @@ void DeviceBackend::linear(const StepView& step, const BackendWeight& weight, Te
                            TensorView y) {
   inner_->linear(step, weight, here(x), here(y));
 }
+void DeviceBackend::linears(const StepView& step, std::span<const LinearOutput> outputs,
+                            TensorView x) {
+  std::vector<LinearOutput> inner(outputs.begin(), outputs.end());
+  for (LinearOutput& output : inner) output.y = here(output.y);
+  inner_->linears(step, inner, here(x));
+}
 void DeviceBackend::logits(const StepView& step, const BackendWeight& head, TensorView x,
                            TensorView y) {
   inner_->logits(step, head, here(x), here(y));

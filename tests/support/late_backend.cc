@@ -63,6 +63,11 @@ void LateBackend::linear(const StepView& step, const BackendWeight& weight, Tens
                          TensorView y) {
   enqueue([=, this, s = &step, w = &weight] { inner_->linear(*s, *w, x, y); });
 }
+void LateBackend::linears(const StepView& step, std::span<const LinearOutput> outputs,
+                          TensorView x) {
+  const std::vector<LinearOutput> kept(outputs.begin(), outputs.end());
+  enqueue([=, this, s = &step] { inner_->linears(*s, kept, x); });
+}
 void LateBackend::logits(const StepView& step, const BackendWeight& head, TensorView x,
                          TensorView y) {
   enqueue([=, this, s = &step, w = &head] { inner_->logits(*s, *w, x, y); });

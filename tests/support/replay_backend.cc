@@ -27,6 +27,12 @@ void add(std::vector<std::uint64_t>& to, const Selection& selection) {
   add(to, selection.positions);
   add(to, selection.counts);
 }
+void add(std::vector<std::uint64_t>& to, const std::vector<LinearOutput>& outputs) {
+  for (const LinearOutput& output : outputs) {
+    add(to, static_cast<const void*>(output.weight));
+    add(to, output.y);
+  }
+}
 template <typename T>
 void add(std::vector<std::uint64_t>& to, std::span<T> span) {
   add(to, static_cast<const void*>(span.data()));
@@ -115,6 +121,11 @@ void ReplayBackend::linear(const StepView& step, const BackendWeight& weight, Te
                            TensorView y) {
   call(
       "linear", [=, this, s = &step, w = &weight] { inner_->linear(*s, *w, x, y); }, &weight, x, y);
+}
+void ReplayBackend::linears(const StepView& step, std::span<const LinearOutput> outputs,
+                            TensorView x) {
+  const std::vector<LinearOutput> kept(outputs.begin(), outputs.end());
+  call("linears", [=, this, s = &step] { inner_->linears(*s, kept, x); }, kept, x);
 }
 void ReplayBackend::logits(const StepView& step, const BackendWeight& head, TensorView x,
                            TensorView y) {

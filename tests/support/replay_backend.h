@@ -66,6 +66,7 @@ class ReplayBackend final : public Backend {
   void embed(const StepView& step, const BackendWeight& table, TensorView out) override;
   void linear(const StepView& step, const BackendWeight& weight, TensorView x,
               TensorView y) override;
+  void linears(const StepView& step, std::span<const LinearOutput> outputs, TensorView x) override;
   void logits(const StepView& step, const BackendWeight& head, TensorView x, TensorView y) override;
   void gather_logit_rows(const StepView& step, TensorView x, TensorView out) override;
   void rms_norm(const StepView& step, TensorView x, TensorView weight, float eps,
