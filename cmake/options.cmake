@@ -37,4 +37,9 @@ function(stoker_library name)
   add_library(stoker_${name} STATIC ${sources})
   target_include_directories(stoker_${name} PUBLIC ${CMAKE_SOURCE_DIR})
   target_link_libraries(stoker_${name} PUBLIC ${arg_DEPENDS} PRIVATE ${arg_PRIVATE})
+  if(STOKER_SANITIZE)  # eight sources at a time compile faster; that each stands alone is seen without sanitizers
+    set_target_properties(stoker_${name} PROPERTIES UNITY_BUILD ON)
+    # GCC takes the sources for headers, whose types must not have members of an anonymous namespace.
+    target_compile_options(stoker_${name} PRIVATE $<$<CXX_COMPILER_ID:GNU>:-Wno-subobject-linkage>)
+  endif()
 endfunction()

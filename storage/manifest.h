@@ -33,6 +33,7 @@
 namespace stoker::storage {
 
 inline constexpr const char* kManifestFile = "manifest.json";
+inline constexpr std::size_t kMaxManifestBytes = 64 << 20;
 inline constexpr int kStoreVersion = 1;
 
 // A layer whose routed experts are packed.

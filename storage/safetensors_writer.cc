@@ -10,7 +10,7 @@
 namespace stoker::storage {
 namespace {
 
-constexpr std::int64_t kLengthBytes = 8;
+constexpr std::int64_t kPrefixBytes = 8;
 
 std::string quoted(const std::string& text) {
   return nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
@@ -66,10 +66,10 @@ SafetensorsHead safetensors_head(const std::vector<TensorDecl>& tensors,
   }
   std::string json = std::move(header).close();
   const std::int64_t align = std::max<std::int64_t>(options.data_align, 8);
-  const std::int64_t unpadded = kLengthBytes + static_cast<std::int64_t>(json.size());
+  const std::int64_t unpadded = kPrefixBytes + static_cast<std::int64_t>(json.size());
   const std::int64_t data_begin = (unpadded + align - 1) / align * align;
-  json.resize(static_cast<std::size_t>(data_begin - kLengthBytes), ' ');
-  for (int i = 0; i < kLengthBytes; ++i) {
+  json.resize(static_cast<std::size_t>(data_begin - kPrefixBytes), ' ');
+  for (int i = 0; i < kPrefixBytes; ++i) {
     head.bytes += static_cast<char>(json.size() >> (8 * i) & 0xff);
   }
   head.bytes += json;

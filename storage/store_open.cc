@@ -15,7 +15,6 @@
 namespace stoker::storage {
 namespace {
 
-constexpr std::size_t kMaxManifestBytes = 64 << 20;
 constexpr std::size_t kMaxConfigBytes = 16 << 20;
 
 }  // namespace

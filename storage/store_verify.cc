@@ -24,7 +24,6 @@ namespace stoker::storage {
 namespace {
 
 constexpr std::int64_t kRunBytes = 16 << 20;  // read at once
-constexpr std::size_t kMaxManifestBytes = 64 << 20;
 
 // Bytes that one checksum covers.
 struct Stretch {
