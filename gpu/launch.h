@@ -109,7 +109,8 @@ bool suits_expert_mma(const QuantSpec& spec, const TensorView& x);
 void check_expert_mma(const QuantView& weight, const QuantView& up, const QuantSpec& spec,
                       std::int64_t cols);
 
-// Few rows: weights pass once, as codes that are exact in BF16; scales multiply sums.
+// Few rows: weights pass once, as codes that are exact in BF16; scales multiply sums. For FP8
+// weights inputs and scales are below 2^68.
 inline constexpr int kExpertFewRows = 8;
 struct ExpertFewTask {
   QuantView weight;                           // as in an ExpertTask

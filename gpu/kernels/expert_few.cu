@@ -1,14 +1,18 @@
 // Routed experts of few rows on tensor cores: gate, up and down for BF16 inputs, many blocks of
 // many experts in one launch. Not the defined arithmetic.
 //
-// Arithmetic, which depends on the shape alone: weights are codes, exact in BF16. A stretch of
-// columns that share a scale, at most a chunk, is summed by tensor cores from zero; a warp takes
-// every eighth chunk and closes their stretches in order, acc = fma(sum, scale, acc) from zero; the
-// eight warps' sums are added in order. Rows beside a row, and tiles beside a tile, touch no bit.
+// Arithmetic, which depends on the shape alone: weights are codes, exact in BF16 (INT4 codes as
+// code + 136, less 136 times the inputs' sum; FP8 codes times 2^-120, for inputs times 2^60). A
+// stretch of columns that share a scale, at most a chunk, is summed by tensor cores from zero; a
+// warp takes every eighth chunk and closes their stretches in order, acc = fma(sum, scale, acc)
+// from zero; the eight warps' sums are added in order. Rows beside a row, and tiles beside a tile,
+// touch no bit. Beside FP8 weights, inputs and scales must be below 2^68; those are activations,
+// far below it.
 //
-// A warp streams a pair of tiles (gate and up of 16 rows, or 32 rows of down) through a ring of its
-// own, 2 KiB and the inputs of their columns at a time, and goes on from one pair to the next while
-// the block closes the one before. Warps wait for each other once a pair.
+// The pairs of tiles (gate and up of 16 rows, or 32 rows of down) of all tasks stand in a row, of
+// which every block takes an equal share. A warp streams its columns of a pair through a ring of
+// its own, 2 KiB and the inputs of their columns at a time, and goes on from one pair to the next
+// while the block closes the one before. Warps wait for each other once a pair.
 #include <algorithm>
 
 #include "gpu/error.h"
@@ -25,19 +29,14 @@ namespace {
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarp;
 constexpr int kTurns = 16;  // of a chunk
-constexpr int kLeastStages = 2, kMostStages = 4;
-// Blocks that share a multiprocessor, as shared memory and registers allow; scales of small groups
-// take more of these.
-constexpr int blocks_per_multiprocessor(int group) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-  (void)group;
-  return 2;
-#else
-  return group < 64 ? 2 : 3;
-#endif
-}
-// Three blocks of it fit a multiprocessor of the H100, two of it the A100's, one any other.
-constexpr int kRingBudget = 72 << 10;
+constexpr int kLeastStages = 2, kMostStages = 3;
+// Blocks that share a multiprocessor. More of gate and up do not pay, and scales of small groups
+// take more registers.
+template <int kGroup, bool kGateUp>
+inline constexpr int kBlocks = kGateUp || kGroup < 64 ? 2 : 3;
+// Their shared memory, unless two stages take more: so many fit the H100's 228 KiB, and one fits
+// any device.
+constexpr int shared_budget(int blocks) { return (blocks == 2 ? 96 : 74) << 10; }
 // Kernel parameters hold 32 KiB; FP8 experts of a token have 256 blocks of gate and up.
 constexpr int kTasksPerLaunch = 256;
 // Rows of sums are padded so that lanes that store for different inputs use different banks.
@@ -51,16 +50,17 @@ struct Task {
   const std::byte *up_payload, *up_scales;  // of a gate/up task
   std::int32_t rows, row_begin, num_inputs, out_row;
   std::int32_t in_rows[kExpertFewRows];
+  std::int32_t first_pair;  // of all pairs of a launch
 };
 
 struct Batch {
-  Task tasks[kTasksPerLaunch];
+  Task tasks[kTasksPerLaunch + 1];  // and where the pairs of the last end
   TensorView x;
   TensorView out;
   int most_inputs;  // of a task
   int stages;       // of a ring
   int stage_bytes, ring_bytes;
-  int pairs_per_block;
+  int num_tasks, num_pairs;
 };
 static_assert(sizeof(Batch) <= 32764);
 
@@ -79,9 +79,7 @@ __host__ __device__ constexpr int sums_of_block(int most_inputs) {
 }
 
 __device__ void wait_for_oldest(int stages) {
-  if (stages == 4) {
-    wait_for_all_copies_but<2>();
-  } else if (stages == 3) {
+  if (stages == 3) {
     wait_for_all_copies_but<1>();
   } else {
     wait_for_all_copies_but<0>();
@@ -92,15 +90,19 @@ __device__ void wait_for_oldest(int stages) {
 template <typename C, bool kGateUp>
 class ChunkRing {
  public:
-  __device__ ChunkRing(const Batch& b, const Task& task, int pair_begin, int pair_end,
+  __device__ ChunkRing(const Batch& b, const Task* task, int pair_begin, int pair_end,
                        int num_chunks, unsigned ring)
       : batch_(b),
         task_(task),
         pair_(pair_begin),
         pair_end_(this_warp() < num_chunks ? pair_end : pair_begin),
-        ring_(ring) {
+        ring_(ring),
+        before_(b.ring_bytes - b.stage_bytes),
+        lane_to_(staged_piece(C::kWords, this_lane() / 4, this_lane() % 4) * kPieceBytes),
+        input_to_(C::kBytes + staged_input(kPieces, this_lane() / kPieces, this_lane() % kPieces) *
+                                  kPieceBytes) {
     begin_pair();
-    for (int i = 0; i < b.stages - 1; ++i) push();
+    for (int i = 0; i < b.stages - 1; ++i) push(ring_ + i * b.stage_bytes);
   }
 
   // Waits for the next chunk and returns its address. Asks for another one, whose place is that of
@@ -108,93 +110,133 @@ class ChunkRing {
   __device__ unsigned pop() {
     wait_for_oldest(batch_.stages);
     __syncwarp();
-    push();
-    const unsigned at = ring_ + popped_;
-    popped_ = next(popped_);
-    return at;
+    push(ring_ + before_);
+    before_ = popped_;
+    popped_ += batch_.stage_bytes;
+    if (popped_ == batch_.ring_bytes) popped_ = 0;
+    return ring_ + before_;
   }
 
  private:
   static constexpr int kPieces = C::kCols / 8;  // of a row of inputs
   static constexpr int kRowsPerCopy = kWarp / kPieces;
   static constexpr int kInputCopies = kExpertFewRows / kRowsPerCopy;
+  static constexpr int kStepCols = kWarps * C::kCols;
+  static_assert(kStepCols % C::kSpec.group == 0);
   static_assert(kRowsPerCopy % 2 == 0 && kInputCopies * kRowsPerCopy == kExpertFewRows);
-  static_assert(kWarps * C::kCols % C::kSpec.group == 0);
 
   __device__ static int this_warp() { return static_cast<int>(threadIdx.x) / kWarp; }
   __device__ static int this_lane() { return static_cast<int>(threadIdx.x) % kWarp; }
-  __device__ int next(int place) const {
-    return place + batch_.stage_bytes < batch_.ring_bytes ? place + batch_.stage_bytes : 0;
-  }
 
   __device__ void begin_pair() {
     if (pair_ >= pair_end_) return;
+    while (pair_ >= task_[1].first_pair) ++task_;
     const TileSizes sizes = tile_sizes<C::kFormat, C::kSpec.group>(batch_.x.cols);
-    const TilePair tiles = tiles_of<kGateUp>(task_, sizes, pair_);
+    const TilePair tiles = tiles_of<kGateUp>(*task_, sizes, pair_ - task_->first_pair);
     from_ = lane_sources<C>(tiles, this_warp(), this_lane());
     has_second_ = tiles.has[1];
     col_ = this_warp() * C::kCols;
+    const int row = this_lane() / kPieces;
+    has_input_ = row < task_->num_inputs;
+    input_ = static_cast<const bf16*>(batch_.x.data) +
+             task_->in_rows[has_input_ ? row : 0] * batch_.x.row_stride + col_ +
+             this_lane() % kPieces * 8;
   }
 
-  __device__ void push() {
-    if (pair_ < pair_end_) {
-      const int cols = static_cast<int>(batch_.x.cols), lane = this_lane();
-      const unsigned to = ring_ + pushed_;
-      const bool has[2] = {true, kGateUp || has_second_};
-      copy_chunk<C>(to, from_, turns_of<C>(cols - col_), has, lane);
-      const int first_row = lane / kPieces, piece = lane % kPieces;
-      const unsigned input_to = to + C::kBytes + staged_input(kPieces, first_row, piece) * 16;
-      const int col = col_ + piece * 8;
+  // Rows of inputs from number `begin` of copies on.
+  __device__ void copy_inputs(unsigned to, int begin) {
+    const int cols = static_cast<int>(batch_.x.cols);
+    const int first_row = this_lane() / kPieces, piece = this_lane() % kPieces;
+    const int col = col_ + piece * 8;
+    for (int i = begin; i * kRowsPerCopy < task_->num_inputs; ++i) {
+      const bool wanted = first_row + i * kRowsPerCopy < task_->num_inputs;
+      const std::int64_t row = task_->in_rows[wanted ? first_row + i * kRowsPerCopy : 0];
+      copy_piece_async(to + input_to_ + i * kRowsPerCopy * kPieces * kPieceBytes,
+                       static_cast<const bf16*>(batch_.x.data) + row * batch_.x.row_stride + col,
+                       col < cols, wanted);
+    }
+  }
+
+  // A chunk of which all is there.
+  __device__ void copy_whole_chunk(unsigned to) {
+    const int lane = this_lane();
 #pragma unroll
-      for (int i = 0; i < kInputCopies; ++i) {
-        if (i * kRowsPerCopy >= task_.num_inputs) break;
-        const bool wanted = first_row + i * kRowsPerCopy < task_.num_inputs;
-        const std::int64_t row = task_.in_rows[wanted ? first_row + i * kRowsPerCopy : 0];
-        copy_piece_async(input_to + i * kRowsPerCopy * kPieces * kPieceBytes,
-                         static_cast<const bf16*>(batch_.x.data) + row * batch_.x.row_stride + col,
-                         col < cols, wanted);
+    for (int i = 0; i < C::kTurns / 8; ++i) {
+      const unsigned lane_to = to + eight_turns_on(C::kWords, lane_to_, i);
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+        copy_16_async(lane_to + s * C::kTileBytes, from_.payload[s] + i * 32 * kPieceBytes);
       }
-      constexpr int kStepTurns = kWarps * C::kTurns;
-      from_.payload[0] += kStepTurns * quant::kTileRows * 4;
-      from_.payload[1] += kStepTurns * quant::kTileRows * 4;
-      from_.scales += kWarps * C::kCols / C::kSpec.group * C::kGroupScaleBytes;
-      col_ += kWarps * C::kCols;
+    }
+    if constexpr (C::kSpec.is_integer()) {
+      if (lane < 2 * C::kScalePieces) {
+        copy_16_async(to + 2 * C::kTileBytes + lane * kPieceBytes, from_.scales);
+      }
+    } else if constexpr (C::kSpec.has_scales()) {
+      if (lane < 2) copy_word_async(to + 2 * C::kTileBytes + lane * 4, from_.scales);
+    }
+    if (has_input_) copy_16_async(to + input_to_, input_);
+    if (task_->num_inputs > kRowsPerCopy) copy_inputs(to, 1);
+  }
+
+  __device__ void push(unsigned to) {
+    if (pair_ < pair_end_) {
+      const int cols = static_cast<int>(batch_.x.cols);
+      if (has_second_ && col_ + C::kCols <= cols) {
+        copy_whole_chunk(to);
+      } else {
+        const bool has[2] = {true, has_second_};
+        copy_chunk<C>(to, from_, turns_of<C>(cols - col_), has, this_lane());
+        copy_inputs(to, 0);
+      }
+      from_.payload[0] += C::payload_at(kWarps);
+      from_.payload[1] += C::payload_at(kWarps);
+      from_.scales += C::scales_at(kWarps);
+      input_ += kStepCols;
+      col_ += kStepCols;
       if (col_ >= cols) {
         ++pair_;
         begin_pair();
       }
     }
     commit_copies();
-    pushed_ = next(pushed_);
   }
 
   const Batch& batch_;
-  const Task& task_;
+  const Task* task_;
   LaneSources from_;  // of what is asked for next, and its first column
   int col_ = 0;
   bool has_second_ = true;
   int pair_;
   const int pair_end_;
-  int pushed_ = 0, popped_ = 0;  // bytes into the ring
+  const bf16* input_ = nullptr;  // of this lane's first piece of inputs
+  bool has_input_ = false;
   const unsigned ring_;
+  int popped_ = 0, before_;  // bytes into the ring: what comes next, what came before
+  const int lane_to_, input_to_;
 };
 
 // total += the chunk at `at`, closed.
 template <typename C>
-__device__ void add_chunk(unsigned at, int num_inputs, float (&total)[2][4]) {
-  constexpr int kPieces = C::kCols / 8;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, t = lane % 4;
-  const int row = min(g, num_inputs - 1);  // sums of inputs that are not there are left alone
-  float sums[2][4];
+__device__ void add_chunk(unsigned at, const LanePlaces<C>& places, float (&total)[2][4]) {
+  constexpr bool kInt4 = C::kFormat == QuantFormat::kInt4;
+  float sums[2][4], less[4];
 #pragma unroll
   for (int u = 0; u < C::kUnits; ++u) {
     if (u % C::kUnitsPerGroup == 0) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) sums[0][e] = sums[1][e] = 0.0f;
+      for (int e = 0; e < 4; ++e) sums[0][e] = sums[1][e] = less[e] = 0.0f;
     }
-    const uint4 x = read_16(at + C::kBytes + staged_input(kPieces, row, unit_piece(u, t)) * 16);
+    const uint4 x =
+        biased_inputs<C::kFormat>(read_16(at + places.inputs[u % 2] + u / 2 * 8 * kPieceBytes));
     BfPair w[4][4];
-    read_weights<C>(at, u, g, t, w);
+    read_biased_weights<C>(at, u, places, w);
+    if constexpr (kInt4) {
+      constexpr unsigned kLess = kInt4Less * 0x10001u;
+      constexpr unsigned a[4] = {kLess, kLess, kLess, kLess};
+      mma(less, a, x.x, x.y);
+      mma(less, a, x.z, x.w);
+    }
     multiply<0, 0>(sums[0], w, x);
     multiply<1, 0>(sums[1], w, x);
     multiply<0, 1>(sums[0], w, x);
@@ -202,17 +244,18 @@ __device__ void add_chunk(unsigned at, int num_inputs, float (&total)[2][4]) {
     if ((u + 1) % C::kUnitsPerGroup != 0) continue;
     float scales[4] = {1.0f, 1.0f, 1.0f, 1.0f};
     if constexpr (C::kSpec.is_integer()) {
-      const uint2 four = read_integer_scales<C>(at, u / C::kUnitsPerGroup, g);
+      const uint2 four = read_8(at + places.scales + u / C::kUnitsPerGroup * C::kGroupScaleBytes);
       scales[0] = low_half(four.x), scales[1] = high_half(four.x);
       scales[2] = low_half(four.y), scales[3] = high_half(four.y);
     } else if constexpr (C::kSpec.has_scales()) {
-      const float one = read_tile_scale<C>(at, g);
+      const float one = __uint_as_float(read_4(at + places.scales)) * kFp8ScaleFactor;
       scales[0] = scales[1] = scales[2] = scales[3] = one;
     }
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
+        if constexpr (kInt4) sums[m][e] = __fadd_rn(sums[m][e], less[e]);
         total[m][e] = __fmaf_rn(sums[m][e], scales[a_row(m, e / 2)], total[m][e]);
       }
     }
@@ -226,51 +269,39 @@ __device__ float sum_of_warps(const float* sums, int most_inputs) {
   return sum;
 }
 
-// Asks for the beginning of a pair, as much as the rings of a block hold, and for its scales.
-template <typename C, bool kGateUp>
-__device__ void prefetch_pair(const Batch& b, const Task& task, int pair) {
-  const TileSizes sizes = tile_sizes<C::kFormat, C::kSpec.group>(b.x.cols);
-  const TilePair tiles = tiles_of<kGateUp>(task, sizes, pair);
-#pragma unroll
-  for (int s = 0; s < 2; ++s) {
-    if (!tiles.has[s]) continue;
-    prefetch_block(tiles.payload[s],
-                   min(static_cast<int>(sizes.tile_bytes), kThreads * kPrefetchLine));
-    prefetch_block(tiles.scales[s], static_cast<int>(sizes.tile_scale_bytes));
-  }
-}
-
-// Block (i, j): the i-th share of the pairs of task j. Shared memory: a ring for each warp, sums of
-// even and odd pairs [2][kWarps][most_inputs][kSumStride].
+// Shared memory: a ring for each warp, sums of even and odd pairs
+// [2][kWarps][most_inputs][kSumStride].
 template <QuantFormat kFormat, int kGroup, bool kGateUp>
-__global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kGroup))
+__global__ void __launch_bounds__(kThreads, (kBlocks<kGroup, kGateUp>))
     expert_few(const __grid_constant__ Batch b) {
   start_next();
   using C = Chunk<kFormat, kGroup, kTurns>;
   extern __shared__ __align__(16) std::byte shared[];
-  const Task& task = b.tasks[blockIdx.y];
-  const int pair_begin = static_cast<int>(blockIdx.x) * b.pairs_per_block;
-  const int pair_end = min(pair_begin + b.pairs_per_block, num_pairs<kGateUp>(task.rows));
-  if (pair_begin < pair_end) prefetch_pair<C, kGateUp>(b, task, pair_begin);
-  wait_for_previous();
-  if (pair_begin >= pair_end) return;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp;
   const int g = thread % kWarp / 4, t = thread % 4;
+  const int block = static_cast<int>(blockIdx.x), num_blocks = static_cast<int>(gridDim.x);
+  const int pair_begin = share_begin(block, num_blocks, b.num_pairs);
+  const int pair_end = share_begin(block + 1, num_blocks, b.num_pairs);
   const int num_chunks = (static_cast<int>(b.x.cols) + C::kCols - 1) / C::kCols;
+  const Task* task = b.tasks + task_of_pair(b.tasks, b.num_tasks, pair_begin);
+  wait_for_previous();
   ChunkRing<C, kGateUp> ring(b, task, pair_begin, pair_end, num_chunks,
                              shared_address(shared) + warp * b.ring_bytes);
   auto* const all_sums = reinterpret_cast<float*>(shared + kWarps * b.ring_bytes);
   for (int pair = pair_begin; pair < pair_end; ++pair) {
+    while (pair >= task[1].first_pair) ++task;
+    const int num_inputs = task->num_inputs;
     // 1. Every eighth chunk a warp.
     float total[2][4] = {};
+    const LanePlaces<C> places(thread % kWarp, num_inputs);
     for (int chunk = warp; chunk < num_chunks; chunk += kWarps) {
-      add_chunk<C>(ring.pop(), task.num_inputs, total);
+      add_chunk<C>(ring.pop(), places, total);
     }
     float* const sums = all_sums + (pair - pair_begin) % 2 * sums_of_block(b.most_inputs);
 #pragma unroll
     for (int side = 0; side < 2; ++side) {
       const int input = sum_input(t, side);
-      if (input >= task.num_inputs) continue;
+      if (input >= num_inputs) continue;
       *reinterpret_cast<float4*>(sums + (warp * b.most_inputs + input) * kSumStride + 4 * g) = {
           total[0][side], total[0][2 + side], total[1][side], total[1][2 + side]};
     }
@@ -278,8 +309,8 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kGroup))
     // 2. The warps in order.
     constexpr int kOutputs = kGateUp ? quant::kTileRows : kPairRows;
     const int input = thread / kOutputs, output = thread % kOutputs;
-    const int row = pair * kOutputs + output;
-    if (input >= task.num_inputs || row >= task.rows) continue;
+    const int row = (pair - task->first_pair) * kOutputs + output;
+    if (input >= num_inputs || row >= task->rows) continue;
     const float* const mine = sums + input * kSumStride + output;
     float value = sum_of_warps(mine, b.most_inputs);
     if constexpr (kGateUp) {
@@ -287,34 +318,24 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kGroup))
       const float up = rounded(b.out.dtype, sum_of_warps(mine + quant::kTileRows, b.most_inputs));
       value = __fmul_rn(quant::silu_defined(gate), up);
     }
-    store(b.out, task.out_row + input, task.row_begin + row, value);
+    store(b.out, task->out_row + input, task->row_begin + row, value);
   }
 }
 
-Result<int> num_multiprocessors() {
-  int device = 0, count = 0;
-  RETURN_IF_ERROR(cuda_status(cudaGetDevice(&device), "asking for the device"));
-  RETURN_IF_ERROR(
-      cuda_status(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
-                  "counting multiprocessors"));
-  return count;
-}
-
-// How many pairs a block takes: what is soonest done where every multiprocessor has as many blocks
-// as another, and a block's start and end cost about as much as three chunks of a warp.
-int pairs_per_block(int pairs, std::int64_t num_tasks, int chunks_per_warp, int multiprocessors) {
-  int best = 1;
-  std::int64_t best_cost = 0;
-  for (int count = 1; count <= pairs; ++count) {
-    const std::int64_t blocks = num_tasks * ((pairs + count - 1) / count);
-    const std::int64_t cost = (blocks + multiprocessors - 1) / multiprocessors *
-                              (std::int64_t{count} * chunks_per_warp + 3);
-    if (count == 1 || cost < best_cost) {
-      best = count;
-      best_cost = cost;
-    }
-  }
-  return best;
+struct Device {
+  int multiprocessors = 0, shared_bytes = 0;  // of a multiprocessor
+};
+Result<Device> current_device() {
+  int id = 0;
+  Device device;
+  RETURN_IF_ERROR(cuda_status(cudaGetDevice(&id), "asking for the device"));
+  RETURN_IF_ERROR(cuda_status(
+      cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, id),
+      "counting multiprocessors"));
+  RETURN_IF_ERROR(cuda_status(
+      cudaDeviceGetAttribute(&device.shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, id),
+      "asking for shared memory"));
+  return device;
 }
 
 Task packed(const ExpertFewTask& task) {
@@ -326,7 +347,8 @@ Task packed(const ExpertFewTask& task) {
               task.row_begin,
               task.num_inputs,
               task.out_row,
-              {}};
+              {},
+              0};
   std::copy(std::begin(task.in_rows), std::end(task.in_rows), packed.in_rows);
   return packed;
 }
@@ -337,7 +359,7 @@ Status run_batches(const ExpertFewParams& params, const char* name, const Stream
   const QuantSpec spec = params.tasks[0].weight.spec;
   CHECK(suits_expert_mma(spec, params.x) && params.out.dtype == DType::kBf16, "{}: {} of {} to {}",
         name, quant_spec_name(spec), dtype_name(params.x.dtype), dtype_name(params.out.dtype));
-  ASSIGN_OR_RETURN(const int multiprocessors, num_multiprocessors());
+  ASSIGN_OR_RETURN(const Device device, current_device());
   for (std::size_t begin = 0; begin < params.tasks.size(); begin += kTasksPerLaunch) {
     const auto tasks = params.tasks.subspan(
         begin, std::min<std::size_t>(kTasksPerLaunch, params.tasks.size() - begin));
@@ -345,30 +367,33 @@ Status run_batches(const ExpertFewParams& params, const char* name, const Stream
     batch.x = params.x;
     batch.out = params.out;
     batch.most_inputs = 0;
-    int pairs = 0;
+    int num_pairs = 0;
     for (std::size_t i = 0; i < tasks.size(); ++i) {
       const ExpertFewTask& task = tasks[i];
       check_expert_mma(task.weight, kGateUp ? task.up : QuantView{}, spec, params.x.cols);
       CHECK(task.num_inputs > 0 && task.num_inputs <= kExpertFewRows, "{} rows", task.num_inputs);
       batch.tasks[i] = packed(task);
+      batch.tasks[i].first_pair = num_pairs;
       batch.most_inputs = std::max(batch.most_inputs, task.num_inputs);
-      pairs = std::max(pairs, num_pairs<kGateUp>(task.weight.rows));
+      num_pairs += gpu::num_pairs<kGateUp>(task.weight.rows);
     }
+    batch.tasks[tasks.size()].first_pair = num_pairs;
+    batch.num_tasks = static_cast<int>(tasks.size());
+    batch.num_pairs = num_pairs;
     RETURN_IF_ERROR(for_expert_spec(spec, [&](auto format, auto group) -> Status {
-      using C = Chunk<decltype(format)::value, decltype(group)::value, kTurns>;
-      auto* const kernel = expert_few<decltype(format)::value, decltype(group)::value, kGateUp>;
+      constexpr int kGroup = decltype(group)::value, kMost = kBlocks<kGroup, kGateUp>;
+      using C = Chunk<decltype(format)::value, kGroup, kTurns>;
+      auto* const kernel = expert_few<C::kFormat, kGroup, kGateUp>;
+      const int sums_bytes = 2 * sums_of_block(batch.most_inputs) * static_cast<int>(sizeof(float));
       batch.stage_bytes = stage_bytes<C>(batch.most_inputs);
-      batch.stages =
-          std::clamp(kRingBudget / (kWarps * batch.stage_bytes), kLeastStages, kMostStages);
+      batch.stages = std::clamp((shared_budget(kMost) - sums_bytes) / (kWarps * batch.stage_bytes),
+                                kLeastStages, kMostStages);
       batch.ring_bytes = batch.stages * batch.stage_bytes;
-      const int shared_bytes = kWarps * batch.ring_bytes + 2 * sums_of_block(batch.most_inputs) *
-                                                               static_cast<int>(sizeof(float));
+      const int shared_bytes = kWarps * batch.ring_bytes + sums_bytes;
       RETURN_IF_ERROR(allow_shared(kernel, shared_bytes));
-      const auto num_tasks = static_cast<std::int64_t>(tasks.size());
-      const int chunks = static_cast<int>((params.x.cols + C::kCols - 1) / C::kCols);
-      batch.pairs_per_block =
-          pairs_per_block(pairs, num_tasks, (chunks + kWarps - 1) / kWarps, multiprocessors);
-      const dim3 grid(blocks_for(pairs, batch.pairs_per_block), static_cast<unsigned>(num_tasks));
+      constexpr int kReserved = 1 << 10;  // of a block's shared memory
+      const int blocks = std::clamp(device.shared_bytes / (shared_bytes + kReserved), 1, kMost);
+      const dim3 grid(static_cast<unsigned>(std::min(device.multiprocessors * blocks, num_pairs)));
       const Start start = params.in_order ? Start::kInOrder : Start::kEarly;
       return launch_kernel(name, kernel, {grid, dim3(kThreads), shared_bytes, start}, stream,
                            batch);

@@ -48,8 +48,10 @@ class CudaExpertsMma : public CudaTest {
     backend = std::move(made).value();
   }
 
-  // Experts of random weights, one for each use to come.
-  void make_experts(const QuantSpec& spec, const Shape& shape, int count) {
+  // Experts of random weights, of whose bytes only bits of the mask are left, one for each use to
+  // come.
+  void make_experts(const QuantSpec& spec, const Shape& shape, int count,
+                    std::byte code_mask = std::byte{0xff}) {
     spec_ = spec;
     shape_ = shape;
     experts_.clear();
@@ -58,9 +60,12 @@ class CudaExpertsMma : public CudaTest {
     for (int e = 0; e < count; ++e) {
       Expert& expert = experts_.emplace_back();
       const QuantFormat format = source_format(spec);
-      const HostMatrix gate = random.matrix(format, shape.inter_size, shape.hidden_size);
-      const HostMatrix up = random.matrix(format, shape.inter_size, shape.hidden_size);
-      const HostMatrix down = random.matrix(format, shape.hidden_size, shape.inter_size);
+      HostMatrix gate = random.matrix(format, shape.inter_size, shape.hidden_size);
+      HostMatrix up = random.matrix(format, shape.inter_size, shape.hidden_size);
+      HostMatrix down = random.matrix(format, shape.hidden_size, shape.inter_size);
+      for (HostMatrix* const matrix : {&gate, &up, &down}) {
+        for (std::byte& byte : matrix->payload) byte &= code_mask;
+      }
       expert.blocks.resize(static_cast<std::size_t>(layout.expert_bytes()));
       for (int b = 0; b < layout.num_blocks(); ++b) {
         layout.write(b, gate.view, up.view, down.view,
@@ -252,6 +257,37 @@ TEST_P(CudaExpertsMma, PublishedDimensions) {
     make_experts(spec, {7168, 256}, 2);
     expect_right(x, uses, run(x, uses));
   }
+}
+
+// More tasks than a launch takes; blocks of threads begin within tasks. A task's last tile is not
+// whole, and of down alone in its pair.
+TEST_P(CudaExpertsMma, ManyTasksAndPartialPairs) {
+  make(true);
+  constexpr int kExperts = 90, kRows = 30;
+  for (const QuantSpec& spec : kSpecs) {
+    for (const Shape& shape : {Shape{72, 104}, Shape{264, 40}}) {
+      SCOPED_TRACE(
+          fmt::format("{} {} {}", quant_spec_name(spec), shape.hidden_size, shape.inter_size));
+      const Values x = Random(28).values(kRows, shape.hidden_size, activation, 0.2f);
+      std::vector<Use> uses;  // of four tasks, or one
+      for (int e = 0; e < kExperts; ++e) {
+        const int count = e % 10 == 9 ? 1 + e / 20 : 25 + e % 6;
+        uses.push_back({some_rows(count, kRows, e), count});
+      }
+      make_experts(spec, shape, kExperts);
+      expect_right(x, uses, run(x, uses, true, 1));
+      if (HasFailure()) return;
+    }
+  }
+}
+
+// FP8 weights whose exponents are all zero.
+TEST_P(CudaExpertsMma, SubnormalCodes) {
+  make(true);
+  const Values x = Random(29).values(40, 512, activation, 0.2f);
+  const std::vector<Use> uses = {{some_rows(3, 40, 0), 3}, {some_rows(20, 40, 0), 0}};
+  make_experts(kSpecs[0], {512, 272}, 2, std::byte{0x87});
+  expect_right(x, uses, run(x, uses));
 }
 
 // A row of decode, verify or prefill has the same bits alone as among any others.

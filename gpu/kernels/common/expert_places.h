@@ -70,23 +70,90 @@ struct Chunk {
                                                           : 0;
   static constexpr int kScalePieces = 2 * kGroups;  // of a tile of integers
   static constexpr int kBytes = 2 * kTileBytes + kScaleBytes;
+  static constexpr int kUnitBytes = kWords * 4 * quant::kTileRows * 4;  // of a tile
+  // Where chunk `chunk` begins in a tile's payload, and the scales of its columns among the tile's.
+  STOKER_HD static constexpr int payload_at(int chunk) { return chunk * kTileBytes; }
+  STOKER_HD static constexpr int scales_at(int chunk) {
+    return chunk * kCols / kGroupCols * kGroupScaleBytes;
+  }
   static_assert(kTurns % 8 == 0 && kCols % kUnitCols == 0);
   static_assert(kGroupCols % kUnitCols == 0 &&
                 (kCols % kGroupCols == 0 || kGroupCols % kCols == 0));
   static_assert(kSpec.is_integer() ? 4 * kGroups <= 32 : kGroups == 1);
 };
 
-// Bytes of a and b (numbers 0 .. 3 and 4 .. 7) by the nibbles of `order`, lowest first.
-STOKER_HD inline std::uint32_t pick_bytes(std::uint32_t a, std::uint32_t b, std::uint32_t order) {
-#ifdef __CUDA_ARCH__
-  return __byte_perm(a, b, order);
-#else
-  std::uint32_t out = 0;
-  for (int i = 0; i < 4; ++i) {
-    const std::uint32_t from = order >> (4 * i) & 7;
-    out |= ((from < 4 ? a : b) >> (8 * (from % 4)) & 0xff) << (8 * i);
+// Where lane 4g + t reads in a chunk with the inputs of its columns behind it: the words of its
+// first unit (those of unit u are u kUnitBytes further), its inputs of units 0 and 1 (of u: those
+// of u % 2, u / 2 times eight pieces further), its scales. Of inputs that are not there it reads
+// the last that is.
+template <typename C>
+struct LanePlaces {
+  int weights[C::kWords], inputs[2], scales;
+
+  STOKER_HD constexpr LanePlaces(int lane, int num_inputs)
+      : weights{},
+        inputs{},
+        scales(2 * C::kTileBytes + lane / 16 * C::kGroups * C::kGroupScaleBytes +
+               (C::kSpec.is_integer() ? lane / 4 % 4 * 8 : 0)) {
+    const int g = lane / 4, t = lane % 4;
+    for (int w = 0; w < C::kWords; ++w) {
+      weights[w] = g / 4 * C::kTileBytes +
+                   staged_piece(C::kWords, unit_turn(C::kWords, 0, t, w), g % 4) * kPieceBytes;
+    }
+    const int row = g < num_inputs ? g : num_inputs - 1;
+    for (int u = 0; u < 2; ++u) {
+      inputs[u] = C::kBytes + staged_input(C::kCols / 8, row, unit_piece(u, t)) * kPieceBytes;
+    }
   }
+};
+
+// The place of the piece 8 `eights` turns after one whose place is `bytes`.
+STOKER_HD constexpr int eight_turns_on(int words, int bytes, int eights) {
+  // Eight turns of four words are two times eight columns.
+  const int swapped = words == 4 && eights % 2 == 1 ? bytes ^ 4 * kPieceBytes : bytes;
+  return swapped + eights * 32 * kPieceBytes;
+}
+
+// Where share `share` of `num_shares` of `count` things begins, and the one before ends.
+STOKER_HD constexpr int share_begin(int share, int num_shares, int count) {
+  return static_cast<int>(static_cast<unsigned>(share) * static_cast<unsigned>(count) /
+                          static_cast<unsigned>(num_shares));
+}
+// The task that has pair `pair` of a launch.
+template <typename Task>
+STOKER_HD constexpr int task_of_pair(const Task* tasks, int num_tasks, int pair) {
+  int begin = 0, end = num_tasks;
+  while (end - begin > 1) {
+    const int middle = (begin + end) / 2;
+    (tasks[middle].first_pair <= pair ? begin : end) = middle;
+  }
+  return begin;
+}
+
+// Bytes of a and b (numbers 0 .. 3 and 4 .. 7) by the nibbles of `order`, lowest first; 8 more:
+// only the byte's upper bit, all over.
+STOKER_HD inline std::uint32_t pick_bytes(std::uint32_t a, std::uint32_t b, std::uint32_t order) {
+  std::uint32_t out = 0;
+#ifdef __CUDA_ARCH__
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(order));
+#else
+  for (int i = 0; i < 4; ++i) {
+    const std::uint32_t from = order >> (4 * i) & 15;
+    const std::uint32_t byte = ((from & 7) < 4 ? a : b) >> (8 * (from % 4)) & 0xff;
+    out |= (from < 8 ? byte : (byte >> 7) * 0xff) << (8 * i);
+  }
+#endif
   return out;
+}
+// (word & mask) ^ bits, in one instruction.
+STOKER_HD inline std::uint32_t masked_xor(std::uint32_t word, std::uint32_t mask,
+                                          std::uint32_t bits) {
+#ifdef __CUDA_ARCH__
+  std::uint32_t out;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(out) : "r"(word), "r"(mask), "r"(bits));
+  return out;
+#else
+  return (word & mask) ^ bits;
 #endif
 }
 
@@ -102,5 +169,34 @@ STOKER_HD inline std::uint32_t int4_neighbours(std::uint32_t word, int i) {
 // Of those, code + 136 as BF16: 128 + (code + 8), the flipped sign bit being the 8.
 inline constexpr std::uint32_t kInt4Nibbles = 0x000f000fu, kInt4Flip = 0x43084308u;
 inline constexpr std::uint16_t kInt4Offset = 0x4308;  // 136
+
+// Codes as pairs of BF16 in the fewest instructions, off by what the kernel puts right in inputs
+// and sums.
+//
+// FP8: columns 2i and 2i + 1, times 2^-120: a code's exponent as BF16's, subnormal codes included.
+// Inputs go times 2^60, so that neither they nor products leave the range, and scales take back the
+// other 2^60. Inputs of 2^68 and more become infinite.
+STOKER_HD inline std::uint32_t fp8_biased(std::uint32_t word, int i) {
+  // A code in the lower byte of each half and its sign all over the upper one, moved up.
+  return pick_bytes(word, word, i == 0 ? 0x9180u : 0xb3a2u) << 4 & 0x87f087f0u;
+}
+inline constexpr std::uint16_t kFp8InputFactor = 0x5d80;  // 2^60
+inline constexpr float kFp8ScaleFactor = 0x1p60f;
+
+// INT4: columns i and i + 4, plus kInt4Offset. The inputs' sum times kInt4Less is added to sums.
+STOKER_HD inline std::uint32_t int4_biased(std::uint32_t word, int i) {
+  return masked_xor(word >> 4 * i, kInt4Nibbles, kInt4Flip);
+}
+inline constexpr std::uint16_t kInt4Less = 0xc308;  // -136
+
+// INT8: columns 2i and 2i + 1 of a dword, as what is left after `less`: 128 and the lower bits of
+// the code, less 128, or 256 where the code is below zero.
+struct Int8Pair {
+  std::uint32_t value, less;
+};
+STOKER_HD inline Int8Pair int8_pair(std::uint32_t word, int i) {
+  const std::uint32_t bits = pick_bytes(word, 0x43434343u, i == 0 ? 0x4140u : 0x4342u);
+  return {bits & 0xff7fff7fu, bits & 0xff80ff80u};
+}
 
 }  // namespace stoker::gpu

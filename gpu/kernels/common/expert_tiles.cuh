@@ -83,10 +83,10 @@ __device__ inline LaneSources lane_sources(const TilePair& tiles, int chunk, int
   LaneSources from;
 #pragma unroll
   for (int s = 0; s < 2; ++s) {
-    from.payload[s] = tiles.payload[s] + (chunk * C::kTurns * 4 + lane) * kPieceBytes;
+    from.payload[s] = tiles.payload[s] + C::payload_at(chunk) + lane * kPieceBytes;
   }
   from.scales = nullptr;
-  const int scales_at = chunk * C::kCols / C::kSpec.group * C::kGroupScaleBytes;
+  const int scales_at = C::scales_at(chunk);
   if constexpr (C::kSpec.is_integer()) {
     const bool second = lane >= C::kScalePieces;
     from.scales = (second ? tiles.scales[1] : tiles.scales[0]) + scales_at +
@@ -158,14 +158,47 @@ __device__ inline void unpack_neighbours(const unsigned (&words)[kWordsPerEight<
     const __nv_bfloat162 offset = as_values(kInt4Offset * 0x10001u);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      unsigned bits;  // (neighbours & nibbles) ^ flip
-      asm("lop3.b32 %0, %1, %2, %3, 0x6a;"
-          : "=r"(bits)
-          : "r"(int4_neighbours(words[0], i)), "r"(kInt4Nibbles), "r"(kInt4Flip));
+      const unsigned bits = masked_xor(int4_neighbours(words[0], i), kInt4Nibbles, kInt4Flip);
       out[i] = as_pair(__hsub2(as_values(bits), offset));
     }
   } else {
     unpack_eight<kFormat>(words, out);
+  }
+}
+
+// Eight columns of a row as four pairs, off and ordered as expert_places.h says; BF16 as it is.
+template <QuantFormat kFormat>
+__device__ inline void unpack_biased(const unsigned (&words)[kWordsPerEight<kFormat>],
+                                     BfPair (&out)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (kFormat == QuantFormat::kF8E4m3B128) {
+      out[i] = fp8_biased(words[i / 2], i % 2);
+    } else if constexpr (kFormat == QuantFormat::kInt4) {
+      out[i] = int4_biased(words[0], i);
+    } else if constexpr (kFormat == QuantFormat::kInt8) {
+      const Int8Pair pair = int8_pair(words[i / 2], i % 2);
+      out[i] = as_pair(__hsub2(as_values(pair.value), as_values(pair.less)));
+    } else {
+      static_assert(kFormat == QuantFormat::kBf16);
+      out[i] = words[i];
+    }
+  }
+}
+
+// Four rows, whose words stand side by side.
+template <typename C, typename Unpack>
+__device__ inline void unpack_rows(const uint4 (&fours)[C::kWords], BfPair (&out)[4][4],
+                                   Unpack unpack) {
+#pragma unroll
+  for (int r = 0; r < 4; ++r) {
+    unsigned words[C::kWords];
+#pragma unroll
+    for (int w = 0; w < C::kWords; ++w) {
+      const uint4& four = fours[w];
+      words[w] = r == 0 ? four.x : r == 1 ? four.y : r == 2 ? four.z : four.w;
+    }
+    unpack(words, out[r]);
   }
 }
 
@@ -179,15 +212,34 @@ __device__ inline void read_weights(unsigned at, int unit, int g, int t, BfPair 
         read_16(at + g / 4 * C::kTileBytes +
                 staged_piece(C::kWords, unit_turn(C::kWords, unit, t, w), g % 4) * kPieceBytes);
   }
+  unpack_rows<C>(fours, out, unpack_neighbours<C::kFormat>);
+}
+
+// The same for a lane's `places`, by unpack_biased().
+template <typename C>
+__device__ inline void read_biased_weights(unsigned at, int unit, const LanePlaces<C>& places,
+                                           BfPair (&out)[4][4]) {
+  uint4 fours[C::kWords];
 #pragma unroll
-  for (int r = 0; r < 4; ++r) {
-    unsigned words[C::kWords];
-#pragma unroll
-    for (int w = 0; w < C::kWords; ++w) {
-      const uint4& four = fours[w];
-      words[w] = r == 0 ? four.x : r == 1 ? four.y : r == 2 ? four.z : four.w;
-    }
-    unpack_neighbours<C::kFormat>(words, out[r]);
+  for (int w = 0; w < C::kWords; ++w) {
+    fours[w] = read_16(at + places.weights[w] + unit * C::kUnitBytes);
+  }
+  unpack_rows<C>(fours, out, unpack_biased<C::kFormat>);
+}
+
+// Eight columns of an input for biased weights: in their order, and FP8's times 2^60.
+template <QuantFormat kFormat>
+__device__ inline uint4 biased_inputs(const uint4& x) {
+  if constexpr (kFormat == QuantFormat::kF8E4m3B128) {
+    const __nv_bfloat162 factor = as_values(kFp8InputFactor * 0x10001u);
+    return {as_pair(__hmul2(as_values(x.x), factor)), as_pair(__hmul2(as_values(x.y), factor)),
+            as_pair(__hmul2(as_values(x.z), factor)), as_pair(__hmul2(as_values(x.w), factor))};
+  } else if constexpr (kFormat == QuantFormat::kInt4) {
+    BfPair pairs[4];
+    arrange_inputs<kFormat>(x, pairs);
+    return {pairs[0], pairs[1], pairs[2], pairs[3]};
+  } else {
+    return x;
   }
 }
 
