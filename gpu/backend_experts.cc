@@ -137,19 +137,27 @@ void CudaBackend::combine(const StepView& step, const CombineParams& params) {
   CHECK(!graphs_.open(), "slots and weights of another step within a part");
   run([&]() -> Status {
     if (params.out.rows == 0) return {};
-    const auto bytes = static_cast<std::int64_t>(params.slots.size() * 4);
-    DeviceBuffer& slots = scratch_.combine_slots;
-    RETURN_IF_ERROR(slots.grow(combine_bytes(static_cast<std::int64_t>(params.slots.size()))),
-                    "slots");
-    std::byte* weights = slots.data() + bytes;
-    RETURN_IF_ERROR(staging_.copy(slots.data(), params.slots.data(), bytes, stream_));
-    RETURN_IF_ERROR(staging_.copy(weights, params.weights.data(), bytes, stream_));
-    const int top_k =
-        static_cast<int>(static_cast<std::int64_t>(params.slots.size()) / params.out.rows);
-    return launch_combine(
-        {params.expert_out, reinterpret_cast<const std::int32_t*>(slots.data()),
-         reinterpret_cast<const float*>(weights), top_k, params.shared, params.out},
-        stream_);
+    const auto num_choices = static_cast<std::int64_t>(params.slots.size());
+    CombineRowsParams rows{.expert_out = params.expert_out,
+                           .slots = nullptr,
+                           .weights = nullptr,
+                           .few = {},
+                           .top_k = static_cast<int>(num_choices / params.out.rows),
+                           .shared = params.shared,
+                           .out = params.out};
+    if (num_choices <= kFewChoices) {
+      std::ranges::copy(params.slots, rows.few.slots);
+      std::ranges::copy(params.weights, rows.few.weights);
+    } else {
+      DeviceBuffer& slots = scratch_.combine_slots;
+      RETURN_IF_ERROR(slots.grow(combine_bytes(num_choices)), "slots");
+      std::byte* const weights = slots.data() + num_choices * 4;
+      RETURN_IF_ERROR(staging_.copy(slots.data(), params.slots.data(), num_choices * 4, stream_));
+      RETURN_IF_ERROR(staging_.copy(weights, params.weights.data(), num_choices * 4, stream_));
+      rows.slots = reinterpret_cast<const std::int32_t*>(slots.data());
+      rows.weights = reinterpret_cast<const float*>(weights);
+    }
+    return launch_combine(rows, stream_);
   });
 }
 

@@ -299,27 +299,12 @@ Status CudaBackend::route_rows(const RouteParams& params) {
   const RouteMailbox& mailbox = params.mailbox;
   CHECK(mailbox.experts.size() == num_choices && mailbox.weights.size() == num_choices,
         "a mailbox of {} for {} choices", mailbox.experts.size(), num_choices);
-  const auto handle = static_cast<cudaStream_t>(stream_.handle());
-  DeviceBuffer& routes = scratch_.routes;
-  RETURN_IF_ERROR(routes.grow(route_bytes(static_cast<std::int64_t>(num_choices))), "routes");
-  auto* experts = at<std::int32_t>(routes, 0);
-  auto* weights = at<float>(routes, num_choices);
-  std::int32_t* forced = nullptr;
-  if (!params.forced.empty()) {
-    CHECK(params.forced.size() == num_choices, "{} forced experts", params.forced.size());
-    forced = at<std::int32_t>(routes, 2 * num_choices);
-    RETURN_IF_ERROR(cuda_status(cudaMemcpyAsync(forced, params.forced.data(), num_choices * 4,
-                                                cudaMemcpyHostToDevice, handle),
-                                "sending forced experts"));
-  }
-  RETURN_IF_ERROR(
-      launch_route({params.spec, params.logits, params.bias, forced, experts, weights}, stream_));
-  RETURN_IF_ERROR(cuda_status(cudaMemcpyAsync(mailbox.experts.data(), experts, num_choices * 4,
-                                              cudaMemcpyDeviceToHost, handle),
-                              "posting chosen experts"));
-  return cuda_status(cudaMemcpyAsync(mailbox.weights.data(), weights, num_choices * 4,
-                                     cudaMemcpyDeviceToHost, handle),
-                     "posting router weights");
+  CHECK(params.forced.empty() || params.forced.size() == num_choices, "{} forced experts",
+        params.forced.size());
+  return launch_route({params.spec, params.logits, params.bias,
+                       params.forced.empty() ? nullptr : params.forced.data(),
+                       mailbox.experts.data(), mailbox.weights.data()},
+                      stream_);
 }
 
 }  // namespace stoker::gpu

@@ -27,7 +27,6 @@ struct CudaScratch {
   std::int64_t index_scores = 0;
   std::int64_t index_queries = 0;  // rounded as an FP8 cache wants them
   std::int64_t attention = 0;
-  std::int64_t routes = 0;
   std::int64_t combine_slots = 0;
   std::int64_t expert_uploads = 0;  // parts that lie elsewhere
   std::int64_t expert_tables = 0;   // which rows of prefill are multiplied with which parts
@@ -35,7 +34,7 @@ struct CudaScratch {
 
   std::int64_t bytes() const {
     return widened_weight + linear_partials + linear_counters + index_scores + index_queries +
-           attention + routes + combine_slots + expert_uploads + expert_tables + step_tables;
+           attention + combine_slots + expert_uploads + expert_tables + step_tables;
   }
   bool operator==(const CudaScratch&) const = default;
 };

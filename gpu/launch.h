@@ -155,10 +155,17 @@ struct ExpertManyParams {
 Status launch_expert_gate_up_many(const ExpertManyParams& params, const Stream& stream);
 Status launch_expert_down_many(const ExpertManyParams& params, const Stream& stream);
 
+// Those of few rows travel with the launch.
+inline constexpr int kFewChoices = 128;
+struct FewChoices {
+  std::int32_t slots[kFewChoices];
+  float weights[kFewChoices];
+};
 struct CombineRowsParams {
   TensorView expert_out;      // [slots, hidden_size]
-  const std::int32_t* slots;  // [T, top_k]
+  const std::int32_t* slots;  // [T, top_k]; null: they are among the few
   const float* weights;       // [T, top_k]
+  FewChoices few;
   int top_k;
   TensorView shared;  // [T, hidden_size] or empty
   TensorView out;     // [T, hidden_size]
@@ -278,6 +285,7 @@ std::int64_t attend_scratch_bound(const AttentionDims& dims, DType queries, DTyp
                                   std::int64_t num_rows);
 Status launch_attend(const AttendRowsParams& params, const Stream& stream);
 
+// What is forced and what is chosen may lie in pinned host memory.
 struct RouteRowsParams {
   RouterSpec spec;
   TensorView logits;           // F32 [T, num_experts]

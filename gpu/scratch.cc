@@ -36,7 +36,6 @@ constexpr Kind kKinds[] = {
     {&CudaScratch::index_scores, &ScratchBuffers::index_scores},
     {&CudaScratch::index_queries, &ScratchBuffers::index_queries},
     {&CudaScratch::attention, &ScratchBuffers::attention},
-    {&CudaScratch::routes, &ScratchBuffers::routes},
     {&CudaScratch::combine_slots, &ScratchBuffers::combine_slots},
 };
 
@@ -148,8 +147,6 @@ std::int64_t score_bytes(int num_rows, int most_visible) {
 
 std::int64_t index_query_bytes(int num_rows, std::int64_t cols) { return num_rows * cols * 2; }
 
-std::int64_t route_bytes(std::int64_t num_choices) { return 3 * num_choices * 4; }
-
 std::int64_t combine_bytes(std::int64_t num_choices) { return 2 * num_choices * 4; }
 
 }  // namespace gpu
@@ -187,9 +184,6 @@ CudaScratch cuda_scratch(const ModelConfig& config, WorkspaceLimits limits, int 
       attention, activations, kv_matrix(options.kv_format, latent_row(attention)).dtype, num_rows);
   const ExpertWidths widths = expert_widths(config);
   if (widths.moe > 0) {
-    // A look-ahead ranks more experts than are chosen.
-    const int most_ranked = std::max(widths.top_k, kMaxRankedGuesses);
-    scratch.routes = route_bytes(std::int64_t{num_rows} * most_ranked);
     scratch.combine_slots = combine_bytes(std::int64_t{num_rows} * widths.top_k);
     const LargestPart part = largest_part(config, widths.moe);
     scratch.expert_uploads = ExpertUploads::buffer_bytes(kPartsPerArea * part.bytes);

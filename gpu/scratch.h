@@ -18,7 +18,6 @@ struct ScratchBuffers {
   DeviceBuffer index_scores;     // F32 [rows at once, positions]
   DeviceBuffer index_queries;    // BF16 [rows at once, heads * dim]
   DeviceBuffer attention;        // as attend_scratch_bytes() says
-  DeviceBuffer routes;           // experts, weights, forced [T, top_k] each
   DeviceBuffer combine_slots;    // slots, weights [T, top_k] each
 
   // Grows what is smaller than `sizes` say. expert_uploads and step_tables lie elsewhere.
@@ -27,7 +26,7 @@ struct ScratchBuffers {
   CudaScratch held() const;
   // Which memory each is. Addresses would not tell: memory that has grown may lie where it lay, and
   // graphs with copies in them are not to be launched then.
-  using Allocations = std::array<std::uint64_t, 8>;
+  using Allocations = std::array<std::uint64_t, 7>;
   Allocations allocations() const;
 };
 
@@ -43,7 +42,6 @@ std::int64_t score_bytes(int num_rows, int most_visible);
 std::int64_t index_query_bytes(int num_rows, std::int64_t cols);
 
 // Of [T, top_k] choices.
-std::int64_t route_bytes(std::int64_t num_choices);
 std::int64_t combine_bytes(std::int64_t num_choices);
 
 }  // namespace stoker::gpu

@@ -125,7 +125,8 @@ struct AttendParams {
   TensorView out;              // [T, num_heads * value_dim]
 };
 
-// The router's choice, in host memory: [T, top_k] each, in order of choice score, best first.
+// The router's choice, in memory from allocate_host(): [T, top_k] each, in order of choice score,
+// best first.
 struct RouteMailbox {
   std::span<std::int32_t> experts;
   std::span<float> weights;
@@ -133,10 +134,10 @@ struct RouteMailbox {
 
 struct RouteParams {
   RouterSpec spec;
-  TensorView logits;  // F32 [T, num_experts], before the sigmoid
-  TensorView bias;    // F32 [1, num_experts]
-  std::span<const std::int32_t>
-      forced{};  // [T, top_k]: take these experts instead, weights computed; empty: choose
+  TensorView logits;                       // F32 [T, num_experts], before the sigmoid
+  TensorView bias;                         // F32 [1, num_experts]
+  std::span<const std::int32_t> forced{};  // [T, top_k], from allocate_host(): take these experts
+                                           // instead, weights computed; empty: choose
   RouteMailbox mailbox;
 };
 

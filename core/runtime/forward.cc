@@ -153,7 +153,8 @@ Status Forward::run_layer(Runner& runner) {
   };
   Status status = run();
   if (!status.ok()) {
-    finish_backends();  // nothing may still write into pages that are given back
+    finish_backends();  // nothing may still write into pages, or read experts, that are given back
+    runner.drop_kept();
     release();
     logit_rows_.clear();
   }
@@ -367,7 +368,8 @@ Status Forward::finish(Runner& runner) {
     backend.copy_out(host_->logits.view().data, logits);
   }
   RETURN_IF_ERROR(runner.wait(backend, backend.record(), cancel_));
-  RETURN_IF_ERROR(backend.status());
+  RETURN_IF_ERROR(runner.release_kept(cancel_));
+  for (Backend* each : engine_.placement().backends()) RETURN_IF_ERROR(each->status());
   for (const Segment& segment : segments_) segment.kv->commit(segment.num_rows);
   num_reserved_ = 0;
   next_layer_ = kFinished;

@@ -71,7 +71,8 @@ class Forward {
   Status mixture_of_experts(Runner& runner, const LayerSpec& spec, const LayerWeights& weights);
   void route(const LayerSpec& spec, const LayerWeights& weights,
              std::span<const std::int32_t> forced);
-  Status take_routes(Runner& runner, const LayerSpec& spec);
+  Status take_routes(Runner& runner, const LayerSpec& spec, Event routed);
+  TensorView shared_expert(Runner& runner, const LayerSpec& spec, const LayerWeights& weights);
   RouteMailbox mailbox(const LayerSpec& spec) const;
   int num_ranked_wanted(Runner& runner) const;
   void look_ahead(int num_ranked, const TensorView& added, const TensorView& state);

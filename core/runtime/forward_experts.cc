@@ -11,12 +11,37 @@ namespace stoker {
 Status Forward::mixture_of_experts(Runner& runner, const LayerSpec& spec,
                                    const LayerWeights& weights) {
   Backend& backend = this->backend();
+  const Event routed = backend.record();
+  // 1. A device goes on with the shared expert while its routes travel and are made into a demand.
+  // A backend that computes at once would let the drive wait for that.
+  tell_guesses(runner);  // of the layer before, whose mailbox is used again
+  const bool early = guesses_.empty() && !backend.done(routed);
+  TensorView shared;
+  if (early) shared = shared_expert(runner, spec, weights);
+  RETURN_IF_ERROR(take_routes(runner, spec, routed));
+  if (!early) tell_guesses(runner);
+  // 2. What is missing is asked for before anything else is computed.
+  ASSIGN_OR_RETURN(ExpertSetPtr set, runner.experts().demand(spec.index, host_->plan.uses()));
+  if (!early) shared = shared_expert(runner, spec, weights);
+  // 3. Experts in whatever order they come; their sum in ascending id.
+  if (Status status = run_experts(runner, *set); !status.ok()) {
+    finish_backends();  // nothing may still read what the set gives back
+    return status;
+  }
+  const ExpertPlan& plan = host_->plan;
+  backend.combine(step_,
+                  {sites_->out(), plan.slots(), plan.slot_weights(), shared, rows(workspace().h)});
+  // The leases end when what was enqueued has read the experts. The host does not wait for that
+  // here, but goes on to the next layer.
+  runner.release_after(std::move(set), backend, backend.record());
+  return {};
+}
+
+// The shared expert's output (empty: there is none), and with it the look ahead.
+TensorView Forward::shared_expert(Runner& runner, const LayerSpec& spec,
+                                  const LayerWeights& weights) {
+  Backend& backend = this->backend();
   const Workspace& w = workspace();
-  RETURN_IF_ERROR(take_routes(runner, spec));
-  tell_guesses(runner);  // of the dense layer before, if they were not ready then
-  // 1. What is missing is asked for before anything else is computed.
-  ASSIGN_OR_RETURN(const ExpertSetPtr set, runner.experts().demand(spec.index, host_->plan.uses()));
-  // 2. The shared expert, and with its output the look ahead, while the drive works.
   TensorView shared;
   {
     const int num_ranked = num_ranked_wanted(runner);
@@ -30,14 +55,7 @@ Status Forward::mixture_of_experts(Runner& runner, const LayerSpec& spec,
     look_ahead(num_ranked, shared, rows(w.h));  // free until the experts are combined
   }
   if (!guesses_.empty()) guesses_ready_ = backend.record();
-  // 3. Experts in whatever order they come; their sum in ascending id.
-  if (Status status = run_experts(runner, *set); !status.ok()) {
-    finish_backends();  // nothing may still read what the set gives back
-    return status;
-  }
-  const ExpertPlan& plan = host_->plan;
-  backend.combine(step_, {sites_->out(), plan.slots(), plan.slot_weights(), shared, rows(w.h)});
-  return {};
+  return shared;
 }
 
 RouteMailbox Forward::mailbox(const LayerSpec& spec) const {
@@ -59,9 +77,9 @@ void Forward::route(const LayerSpec& spec, const LayerWeights& weights,
 }
 
 // Waits for it.
-Status Forward::take_routes(Runner& runner, const LayerSpec& spec) {
-  Backend& backend = this->backend();
-  RETURN_IF_ERROR(runner.wait(backend, backend.record(), cancel_));
+Status Forward::take_routes(Runner& runner, const LayerSpec& spec, Event routed) {
+  RETURN_IF_ERROR(runner.wait(backend(), routed, cancel_));
+  RETURN_IF_ERROR(runner.release_kept(cancel_));
   const RouteMailbox mailbox = this->mailbox(spec);
   if (hooks_ != nullptr) {
     const std::span<const float> forced = hooks_->forced_weights(spec.index);
@@ -159,8 +177,7 @@ Status Forward::run_experts(Runner& runner, ExpertSet& set) {
       RETURN_IF_ERROR(runner.idle(cancel_));
     }
   }
-  // The leases end with the set: what was enqueued must have read the experts by then.
-  RETURN_IF_ERROR(runner.wait(backend, everything_enqueued(), cancel_));
+  sites_->collect(uses);
   RETURN_IF_ERROR(sites_->status());
   if (sites_->host_us() > 0) runner.experts().note_host_time(sites_->host_us());
   tell_guesses(runner);

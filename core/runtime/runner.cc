@@ -56,7 +56,10 @@ Runner::Runner(std::shared_ptr<const Engine> engine, std::unique_ptr<ExpertProvi
   step_counters_.resize(moe_layers_.size());
 }
 
-Runner::~Runner() = default;
+Runner::~Runner() {
+  if (kept_.set != nullptr) (void)kept_.backend->finish();
+  drop_kept();
+}
 
 Result<std::unique_ptr<Runner>> Runner::create(std::shared_ptr<const Engine> engine,
                                                std::unique_ptr<ExpertProvider> experts,
@@ -188,6 +191,18 @@ Status Runner::idle(const CancelToken* cancel) {
   RETURN_IF_ERROR(check_cancelled(cancel));
   constexpr std::chrono::milliseconds kLongest(20);  // until a cancel token is seen
   experts_->wait(kLongest);
+  return {};
+}
+
+void Runner::release_after(ExpertSetPtr set, Backend& backend, Event event) {
+  CHECK(kept_.set == nullptr, "two sets of experts are kept");
+  if (!backend.done(event)) kept_ = {std::move(set), &backend, event};
+}
+
+Status Runner::release_kept(const CancelToken* cancel) {
+  if (kept_.set == nullptr) return {};
+  RETURN_IF_ERROR(wait(*kept_.backend, kept_.event, cancel));
+  drop_kept();
   return {};
 }
 

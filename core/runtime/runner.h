@@ -78,6 +78,12 @@ class Runner {
   Status wait(Backend& backend, Event event, const CancelToken* cancel);
   // Called while no expert is runnable: waits for one a moment.
   Status idle(const CancelToken* cancel);
+  // Releases a pass's set of experts: now if `event` of `backend` is done, else it is kept for
+  // release_kept(), which waits for that and comes before the next demand of any pass.
+  void release_after(ExpertSetPtr set, Backend& backend, Event event);
+  Status release_kept(const CancelToken* cancel);
+  // The same where nothing is enqueued any more.
+  void drop_kept() { kept_.set.reset(); }
   // Called by a pass that has ended well.
   void on_finished(const Forward& forward);
 
@@ -99,6 +105,12 @@ class Runner {
     bool lent = false;
   };
   std::vector<Pass> passes_;
+  struct Kept {
+    ExpertSetPtr set;  // null: none is kept
+    Backend* backend = nullptr;
+    Event event;
+  };
+  Kept kept_;
   SteadyClock clock_;
   StepHooks* hooks_ = nullptr;
   StepListener* listener_ = nullptr;

@@ -52,15 +52,17 @@ __global__ void __launch_bounds__(kThreads) embed(EmbedParams p) {
         quant::element_at(p.table, token, col) * quant::scale_at(p.table, token, col));
 }
 
-__global__ void __launch_bounds__(kThreads) combine(CombineRowsParams p) {
+__global__ void __launch_bounds__(kThreads) combine(const __grid_constant__ CombineRowsParams p) {
   start_next();
   const std::int64_t row = blockIdx.x, col = column();
+  const std::int32_t* const slots = p.slots != nullptr ? p.slots : p.few.slots;
+  const float* const weights = p.slots != nullptr ? p.weights : p.few.weights;
   wait_for_previous();
   if (col >= p.out.cols) return;
   float y = 0.0f;
   for (int i = 0; i < p.top_k; ++i) {
     const std::int64_t choice = row * p.top_k + i;
-    y = quant::fma_defined(load(p.expert_out, p.slots[choice], col), p.weights[choice], y);
+    y = quant::fma_defined(load(p.expert_out, slots[choice], col), weights[choice], y);
   }
   if (p.shared.data != nullptr) y = __fadd_rn(y, load(p.shared, row, col));
   store(p.out, row, col, y);

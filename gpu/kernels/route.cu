@@ -20,7 +20,7 @@ __device__ float top_two(const float* values, int n) {
 }
 
 // One warp per row. Shared memory: gates [num_experts], choice scores [num_experts], group scores
-// [num_groups], kept groups [num_groups].
+// [num_groups], kept groups [num_groups], chosen experts [top_k].
 __global__ void __launch_bounds__(kWarp) route(RouteRowsParams p) {
   start_next();
   extern __shared__ float shared[];
@@ -30,10 +30,9 @@ __global__ void __launch_bounds__(kWarp) route(RouteRowsParams p) {
   float* scores = gates + num_experts;
   float* groups = scores + num_experts;
   float* kept = groups + num_groups;
+  auto* const experts = reinterpret_cast<std::int32_t*>(kept + num_groups);
   const std::int64_t row = blockIdx.x;
   const int lane = static_cast<int>(threadIdx.x);
-  std::int32_t* experts = p.experts + row * top_k;
-  float* weights = p.weights + row * top_k;
   prefetch_block(p.bias.data, num_experts * 4);
   wait_for_previous();
   for (int e = lane; e < num_experts; e += kWarp) {
@@ -77,12 +76,12 @@ __global__ void __launch_bounds__(kWarp) route(RouteRowsParams p) {
   }
   __syncwarp();
   // 3. Weights, from the gates without bias, summed in order of choice.
-  if (lane != 0) return;
   float sum = 0.0f;
   for (int i = 0; i < top_k; ++i) sum += gates[experts[i]];
-  for (int i = 0; i < top_k; ++i) {
+  for (int i = lane; i < top_k; i += kWarp) {
     const float gate = gates[experts[i]];
-    weights[i] = (p.spec.normalise ? __fdiv_rn(gate, sum) : gate) * p.spec.scaling;
+    p.experts[row * top_k + i] = experts[i];
+    p.weights[row * top_k + i] = (p.spec.normalise ? __fdiv_rn(gate, sum) : gate) * p.spec.scaling;
   }
 }
 
@@ -96,8 +95,7 @@ Status launch_route(const RouteRowsParams& params, const Stream& stream) {
         "router of {} experts in {} groups: {} logits, {} biases", p.spec.num_experts,
         p.spec.num_groups, p.logits.cols, p.bias.cols);
   if (p.logits.rows == 0) return {};
-  const int shared_bytes =
-      2 * (p.spec.num_experts + p.spec.num_groups) * static_cast<int>(sizeof(float));
+  const int shared_bytes = (2 * (p.spec.num_experts + p.spec.num_groups) + p.spec.top_k) * 4;
   return launch_kernel("route", route,
                        {dim3(static_cast<unsigned>(p.logits.rows)), dim3(kWarp), shared_bytes},
                        stream, p);

@@ -202,9 +202,11 @@ TEST_P(CudaOperations, RouteIsTheRouter) {
     for (int e = 0; e < spec.num_experts; ++e) logits.at(0, e) = 0.5f;  // all tie
     const Values bias = random.values(1, spec.num_experts, DType::kF32, 2.0f);
     const Values no_bias(1, spec.num_experts);
-    std::vector<std::int32_t> forced;
+    auto forced = backend->allocate_host(DType::kI32, kRows, spec.top_k);
+    ASSERT_TRUE(forced.ok());
+    const std::span forced_experts(forced->view().row<std::int32_t>(0), num_choices);
     for (std::size_t i = 0; i < num_choices; ++i) {
-      forced.push_back(static_cast<std::int32_t>(i * 5) % spec.num_experts);
+      forced_experts[i] = static_cast<std::int32_t>(i * 5) % spec.num_experts;
     }
     const Tensor device_logits = upload(logits, DType::kF32);
     auto experts = backend->allocate_host(DType::kI32, kRows, spec.top_k);
@@ -216,7 +218,7 @@ TEST_P(CudaOperations, RouteIsTheRouter) {
       const Tensor device_bias = vector(*b);
       for (const bool use_forced : {false, true}) {
         RouteParams params{spec, device_logits.view(), device_bias.view(), {}, mailbox};
-        if (use_forced) params.forced = forced;
+        if (use_forced) params.forced = forced_experts;
         backend->route(step.view, params);
         expect_fine();
         for (int t = 0; t < kRows; ++t) {

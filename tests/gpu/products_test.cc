@@ -434,6 +434,40 @@ class CudaExperts : public CudaProducts {
     }
   }
 
+  void combine(int num_rows) {
+    Random random(5);
+    constexpr int kTopK = 3, kHidden = 300;
+    const TestStep step({{num_rows, num_rows}});
+    begin(step);
+    const Values outputs = random.values(num_rows * kTopK, kHidden, activation);
+    const Values shared = random.values(num_rows, kHidden, activation);
+    std::vector<std::int32_t> slots;
+    std::vector<float> weights;
+    for (int i = 0; i < num_rows * kTopK; ++i) {
+      slots.push_back((i * 4 + 1) % (num_rows * kTopK));
+      weights.push_back(random.uniform(0.0f, 1.0f));
+    }
+    const Tensor device_outputs = upload(outputs, activation),
+                 device_shared = upload(shared, activation);
+    const Tensor out = empty(activation, num_rows, kHidden),
+                 alone = empty(activation, num_rows, kHidden);
+    backend->combine(step.view,
+                     {device_outputs.view(), slots, weights, device_shared.view(), out.view()});
+    backend->combine(step.view, {device_outputs.view(), slots, weights, {}, alone.view()});
+    const Values got = download(out.view()), got_alone = download(alone.view());
+    for (int t = 0; t < num_rows; ++t) {
+      for (int c = 0; c < kHidden; ++c) {
+        float y = 0.0f;
+        for (int i = 0; i < kTopK; ++i) {
+          const auto choice = static_cast<std::size_t>(t * kTopK + i);
+          y = quant::fma_defined(outputs.at(slots[choice], c), weights[choice], y);
+        }
+        expect_same_bits(as_stored(activation, y), got_alone.at(t, c), "routed");
+        expect_same_bits(as_stored(activation, y + shared.at(t, c)), got.at(t, c), "with shared");
+      }
+    }
+  }
+
   // A backend whose areas for uploads take one part each, so that they are used again and again.
   void use_small_areas(const QuantSpec& spec, std::int64_t hidden_size, std::int64_t inter_size) {
     const quant::ExpertBlocks layout(hidden_size, inter_size, spec);
@@ -491,37 +525,9 @@ TEST_P(CudaExperts, Int4WeightsOfManyGroups) {
   run({QuantFormat::kInt4, 32}, 7168, 80, Place::kDevice);
 }
 
+// So few choices that they travel with the launch, and more.
 TEST_P(CudaExperts, CombineAddsInTheGivenOrder) {
-  Random random(5);
-  constexpr int kRows = 5, kTopK = 3, kHidden = 300;
-  const TestStep step({{kRows, kRows}});
-  begin(step);
-  const Values outputs = random.values(kRows * kTopK, kHidden, activation);
-  const Values shared = random.values(kRows, kHidden, activation);
-  std::vector<std::int32_t> slots;
-  std::vector<float> weights;
-  for (int i = 0; i < kRows * kTopK; ++i) {
-    slots.push_back((i * 4 + 1) % (kRows * kTopK));
-    weights.push_back(random.uniform(0.0f, 1.0f));
-  }
-  const Tensor device_outputs = upload(outputs, activation),
-               device_shared = upload(shared, activation);
-  const Tensor out = empty(activation, kRows, kHidden), alone = empty(activation, kRows, kHidden);
-  backend->combine(step.view,
-                   {device_outputs.view(), slots, weights, device_shared.view(), out.view()});
-  backend->combine(step.view, {device_outputs.view(), slots, weights, {}, alone.view()});
-  const Values got = download(out.view()), got_alone = download(alone.view());
-  for (int t = 0; t < kRows; ++t) {
-    for (int c = 0; c < kHidden; ++c) {
-      float y = 0.0f;
-      for (int i = 0; i < kTopK; ++i) {
-        const auto choice = static_cast<std::size_t>(t * kTopK + i);
-        y = quant::fma_defined(outputs.at(slots[choice], c), weights[choice], y);
-      }
-      expect_same_bits(as_stored(activation, y), got_alone.at(t, c), "routed");
-      expect_same_bits(as_stored(activation, y + shared.at(t, c)), got.at(t, c), "with shared");
-    }
-  }
+  for (const int num_rows : {5, 50}) combine(num_rows);
 }
 
 INSTANTIATE_TEST_SUITE_P(Activations, CudaProducts, testing::ValuesIn(kPlainTypes), types_of_test);
