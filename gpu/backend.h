@@ -81,6 +81,7 @@ class CudaBackend final : public Backend {
   void scale(const StepView& step, TensorView x, float factor) override;
   void append_latent(const StepView& step, TensorView x, KvLayer dst) override;
   void append_index_key(const StepView& step, TensorView x, KvLayer dst) override;
+  void prepare_attention(const StepView& step, const AttentionInputParams& params) override;
   void select(const StepView& step, const SelectParams& params) override;
   void attend(const StepView& step, const AttendParams& params) override;
   void silu_mul(const StepView& step, TensorView gate, TensorView up, TensorView out) override;
@@ -101,6 +102,9 @@ class CudaBackend final : public Backend {
   // it would do; keeps its error.
   template <typename F>
   void run(F&& enqueue);
+
+  // set_rope()'s frequencies for that many dimensions.
+  const float* inv_freq(int rope_dim) const;
 
   // Positions that launches for the rows at `positions` are made for: those that the row sees which
   // sees the most, or a few more in steps that may have parts. `boundary`: as visible_range().

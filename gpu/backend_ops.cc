@@ -183,13 +183,17 @@ void CudaBackend::layer_norm(const StepView& step, TensorView x, TensorView weig
 void CudaBackend::rope(const StepView& step, TensorView x, int num_heads, int head_stride,
                        int offset, int rope_dim, RopeStyle style) {
   check_rows(step, x);
-  CHECK(inv_freq_.bytes() == std::int64_t{rope_dim / 2} * 4, "rope of {}: set_rope gave {} bytes",
-        rope_dim, inv_freq_.bytes());
   run([&] {
-    return launch_rope({x, steps_.tables(step).positions, at<const float>(inv_freq_, 0), num_heads,
+    return launch_rope({x, steps_.tables(step).positions, inv_freq(rope_dim), num_heads,
                         head_stride, offset, rope_dim, style},
                        stream_);
   });
+}
+
+const float* CudaBackend::inv_freq(int rope_dim) const {
+  CHECK(inv_freq_.bytes() == std::int64_t{rope_dim / 2} * 4, "rope of {}: set_rope gave {} bytes",
+        rope_dim, inv_freq_.bytes());
+  return at<const float>(inv_freq_, 0);
 }
 
 void CudaBackend::scale(const StepView& step, TensorView x, float factor) {
@@ -214,6 +218,14 @@ void CudaBackend::append_index_key(const StepView& step, TensorView x, KvLayer d
     return launch_append(
         {x, dst, /*rotated=*/true, tables.positions, tables.index_first, tables.index_pages},
         stream_);
+  });
+}
+
+void CudaBackend::prepare_attention(const StepView& step, const AttentionInputParams& params) {
+  check_rows(step, params.kv_a);
+  run([&] {
+    return launch_attention_inputs({params, steps_.tables(step), inv_freq(params.dims.rope_dim)},
+                                   stream_);
   });
 }
 

@@ -228,6 +228,15 @@ struct AppendParams {
 };
 Status launch_append(const AppendParams& params, const Stream& stream);
 
+// What Backend::prepare_attention() says, in one launch, to the bits of the launchers above. kv_a
+// and the indexer's key are read only: their steps stay in shared memory.
+struct AttentionInputRowsParams {
+  AttentionInputParams inputs;
+  StepTables step;
+  const float* inv_freq;  // [rope_dim / 2]
+};
+Status launch_attention_inputs(const AttentionInputRowsParams& params, const Stream& stream);
+
 // Queries as they are multiplied with the keys of an FP8 cache (quant::round_index_query): exact in
 // BF16.
 struct IndexQueryParams {

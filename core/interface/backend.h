@@ -108,6 +108,29 @@ struct Selection {
   TensorView counts;     // I32 [T, 1]
 };
 
+// What the layer's own indexer has after its linears. See AttentionInputParams.
+struct IndexInputParams {
+  IndexerDims dims;
+  TensorView key;                     // [T, head_dim], normed and rotated, then kept in `keys`
+  TensorView norm_weight, norm_bias;  // F32 [1, head_dim]
+  float norm_eps;
+  TensorView queries;   // [T, num_heads * head_dim], rotated in place
+  TensorView weights;   // F32 [T, num_heads], multiplied in place
+  float weight_factor;  // by this
+  KvLayer keys;
+};
+
+// What attention has after its linears, on its way to what select() and attend() take.
+struct AttentionInputParams {
+  AttentionDims dims;
+  TensorView queries;      // [T, num_heads * (nope + rope)], rotated in place
+  TensorView kv_a;         // [T, latent + rope]: latents are normed, rope keys rotated, both kept
+  TensorView norm_weight;  // F32 [1, latent]
+  float norm_eps;
+  KvLayer latents;
+  const IndexInputParams* indexer;  // null: the layer has none of its own
+};
+
 struct SelectParams {
   IndexerDims dims;
   TensorView queries;  // [T, num_heads * head_dim], rope applied
@@ -253,6 +276,10 @@ class Backend {
   // key it also rotates (Hadamard), and select() does to queries what was done to keys: spec 3.6.
   virtual void append_latent(const StepView& step, TensorView x, KvLayer dst) = 0;
   virtual void append_index_key(const StepView& step, TensorView x, KvLayer dst) = 0;
+  // All that stands between attention's linears and select(), or attend(). `kv_a` and the indexer's
+  // key are scratch from then on: what they hold depends on the backend. A backend may fuse it, to
+  // the bits that its single operations give.
+  virtual void prepare_attention(const StepView& step, const AttentionInputParams& params);
   // Lightning indexer: the top_k visible positions by score, ties to the lower position; dense for
   // rows with at most top_k visible ones, whose scores are not computed.
   virtual void select(const StepView& step, const SelectParams& params) = 0;

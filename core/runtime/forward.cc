@@ -276,19 +276,18 @@ Status Forward::attention(Runner& runner, const LayerSpec& spec, const LayerWeig
   backend.linears(step_, std::span(of_input).first(num_of_input), normed);
   backend.rms_norm(step_, q_latent, weights.q_a_norm.view(), eps, q_latent);
   backend.linears(step_, std::span(of_latent).first(num_of_latent), q_latent);
-  // 2. Queries.
-  const int head_dim = dims.nope_dim + dims.rope_dim;
-  backend.rope(step_, q, dims.num_heads, head_dim, dims.nope_dim, dims.rope_dim,
-               RopeStyle::kInterleaved);
-  // 3. The latent and the shared rope key, cached.
-  const TensorView latent = kv_a.col_slice(0, dims.latent_dim);
-  backend.rms_norm(step_, latent, weights.kv_a_norm.view(), eps, latent);
-  backend.rope(step_, kv_a, 1, 0, dims.latent_dim, dims.rope_dim, RopeStyle::kInterleaved);
+  // 2. Queries, and what is cached: the latent with the shared rope key, and the indexer's key.
   const KvLayer latents = runner.kv_pool().layer(KvStream::kLatent, next_layer_);
-  backend.append_latent(step_, kv_a, latents);
-  // 4. Which positions, and attention over them.
+  AttentionInputParams inputs{dims, q, kv_a, weights.kv_a_norm.view(), eps, latents, nullptr};
+  IndexInputParams index_inputs;
+  if (selects_itself(spec)) {
+    index_inputs = this->index_inputs(runner, weights.indexer);
+    inputs.indexer = &index_inputs;
+  }
+  backend.prepare_attention(step_, inputs);
+  // 3. Which positions, and attention over them.
   const bool sparse = spec.attention == AttentionKind::kMlaSparse;
-  if (sparse) RETURN_IF_ERROR(select(runner, spec, weights));
+  if (sparse) RETURN_IF_ERROR(select(runner, spec));
   Selection selection;
   if (sparse) selection = {rows(w.selected), rows(w.selected_counts)};
   backend.attend(step_, {dims, q, weights.kv_b.get(), latents, sparse ? &selection : nullptr,
@@ -297,33 +296,37 @@ Status Forward::attention(Runner& runner, const LayerSpec& spec, const LayerWeig
   return {};
 }
 
-// Lightning indexer, spec 3.6, after its linears. Keys are cached for every position, also while
-// every visible one is selected.
-Status Forward::select(Runner& runner, const LayerSpec& spec, const LayerWeights& weights) {
+// Of the lightning indexer, spec 3.6, after its linears. Keys are cached for every position, also
+// while every visible one is selected.
+IndexInputParams Forward::index_inputs(Runner& runner, const IndexerWeights& indexer) const {
+  const Workspace& w = workspace();
+  const IndexerDims dims = *engine_.config().indexer_dims();
+  return {.dims = dims,
+          .key = rows(w.index_k),
+          .norm_weight = indexer.key_norm_weight.view(),
+          .norm_bias = indexer.key_norm_bias.view(),
+          .norm_eps = kIndexerNormEps,
+          .queries = rows(w.index_q),
+          .weights = rows(w.index_weights),
+          .weight_factor = 1.0f / std::sqrt(static_cast<float>(dims.num_heads)) /
+                           std::sqrt(static_cast<float>(dims.head_dim)),
+          .keys = runner.kv_pool().layer(KvStream::kIndex, next_layer_)};
+}
+
+// The layer's selection, by its own indexer or by one before.
+Status Forward::select(Runner& runner, const LayerSpec& spec) {
   if (!selects_itself(spec)) {
     CHECK(selecting_layer_ == spec.selection_from,
           "layer {} uses the selection of layer {}, the last is of {}", spec.index,
           spec.selection_from, selecting_layer_);
     return {};
   }
-  Backend& backend = this->backend();
   const Workspace& w = workspace();
-  const IndexerDims dims = *engine_.config().indexer_dims();
-  const int rope_dim = engine_.config().attention_dims().rope_dim;
-  const IndexerWeights& indexer = weights.indexer;
-  const TensorView queries = rows(w.index_q), key = rows(w.index_k),
-                   head_weights = rows(w.index_weights);
-  const KvLayer keys = runner.kv_pool().layer(KvStream::kIndex, next_layer_);
-  backend.layer_norm(step_, key, indexer.key_norm_weight.view(), indexer.key_norm_bias.view(),
-                     kIndexerNormEps);
-  backend.rope(step_, key, 1, 0, 0, rope_dim, RopeStyle::kHalfSplit);
-  backend.append_index_key(step_, key, keys);
-  backend.rope(step_, queries, dims.num_heads, dims.head_dim, 0, rope_dim, RopeStyle::kHalfSplit);
-  backend.scale(step_, head_weights,
-                1.0f / std::sqrt(static_cast<float>(dims.num_heads)) /
-                    std::sqrt(static_cast<float>(dims.head_dim)));
-  backend.select(step_,
-                 {dims, queries, head_weights, keys, {rows(w.selected), rows(w.selected_counts)}});
+  backend().select(step_, {*engine_.config().indexer_dims(),
+                           rows(w.index_q),
+                           rows(w.index_weights),
+                           runner.kv_pool().layer(KvStream::kIndex, next_layer_),
+                           {rows(w.selected), rows(w.selected_counts)}});
   selecting_layer_ = spec.index;
   return hooks_select(spec) ? apply_selection_hooks(runner, spec) : Status();
 }

@@ -66,7 +66,8 @@ class Forward {
   std::span<const std::int32_t> forced_experts(const LayerSpec& spec);
   bool hooks_select(const LayerSpec& spec) const;
   Status attention(Runner& runner, const LayerSpec& spec, const LayerWeights& weights);
-  Status select(Runner& runner, const LayerSpec& spec, const LayerWeights& weights);
+  IndexInputParams index_inputs(Runner& runner, const IndexerWeights& indexer) const;
+  Status select(Runner& runner, const LayerSpec& spec);
   Status apply_selection_hooks(Runner& runner, const LayerSpec& spec);
   Status mixture_of_experts(Runner& runner, const LayerSpec& spec, const LayerWeights& weights);
   void route(const LayerSpec& spec, const LayerWeights& weights,

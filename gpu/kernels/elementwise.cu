@@ -1,6 +1,6 @@
 #include "gpu/error.h"
 #include "gpu/kernels/common/overlap.cuh"
-#include "gpu/kernels/common/rows.cuh"
+#include "gpu/kernels/common/row_steps.cuh"
 #include "gpu/launch.h"
 #include "quant/defined_arithmetic.h"
 
@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kThreads) scale(TensorView x, float factor) {
   start_next();
   const std::int64_t row = blockIdx.x, col = column();
   wait_for_previous();
-  if (col < x.cols) store(x, row, col, load(x, row, col) * factor);
+  if (col < x.cols) scale_value(x, row, col, factor);
 }
 
 __global__ void __launch_bounds__(kThreads)

@@ -325,6 +325,90 @@ TEST_P(CachedOpsTest, SelectTakesTheBestScores) {
   }
 }
 
+// What comes of it is what its operations give in the order of Backend::prepare_attention().
+TEST_P(CachedOpsTest, PrepareAttentionIsItsSingleOperations) {
+  const AttentionDims dims = attention_shapes().front().dims;
+  const IndexerDims indexer{.num_heads = 3, .head_dim = 32, .top_k = 16};
+  const int num_rows = 3, key_dim = dims.latent_dim + dims.rope_dim;
+  const std::vector<float> inv_freq = {1.0f, 0.1f, 0.01f, 0.001f};
+  const std::vector<float> q =
+      bf16_floats(num_rows * dims.num_heads * (dims.nope_dim + dims.rope_dim), random);
+  const std::vector<float> kv_a = bf16_floats(num_rows * key_dim, random);
+  const std::vector<float> k = bf16_floats(num_rows * indexer.head_dim, random);
+  const std::vector<float> index_q =
+      bf16_floats(num_rows * indexer.num_heads * indexer.head_dim, random);
+  const std::vector<float> w = bf16_floats(num_rows * indexer.num_heads, random);
+  const std::vector<float> norm = bf16_floats(dims.latent_dim, random),
+                           index_norm = bf16_floats(indexer.head_dim, random),
+                           index_bias = bf16_floats(indexer.head_dim, random);
+  const TestStep step(num_rows, 70, Purpose::kDecode);
+  const auto view_of = [](const std::vector<float>& values) {
+    return make_view(const_cast<float*>(values.data()), DType::kF32, 1,
+                     static_cast<std::int64_t>(values.size()));
+  };
+  // All tensors after `prepare`, byte for byte.
+  const auto after = [&](Backend& b, bool has_indexer, const auto& prepare) {
+    const Tensor queries = tensor(b, num_rows, q.size() / num_rows, q);
+    const Tensor kv = tensor(b, num_rows, key_dim, kv_a);
+    const Tensor key = tensor(b, num_rows, indexer.head_dim, k);
+    const Tensor index_queries = tensor(b, num_rows, index_q.size() / num_rows, index_q);
+    const Tensor weights = make_tensor(b, DType::kF32, num_rows, indexer.num_heads, w);
+    const Tensor latents = make_cache(b, step.cache_rows(), latent_row(dims));
+    const Tensor keys = make_cache(b, step.cache_rows(), index_key_row(indexer));
+    const Tensor norm_weight = b.adopt_vector(view_of(norm)).value();
+    const Tensor index_norm_weight = b.adopt_vector(view_of(index_norm)).value();
+    const Tensor index_norm_bias = b.adopt_vector(view_of(index_bias)).value();
+    const IndexInputParams index{.dims = indexer,
+                                 .key = key.view(),
+                                 .norm_weight = index_norm_weight.view(),
+                                 .norm_bias = index_norm_bias.view(),
+                                 .norm_eps = 1e-6f,
+                                 .queries = index_queries.view(),
+                                 .weights = weights.view(),
+                                 .weight_factor = 0.3f,
+                                 .keys = {keys.view(), index_key_row(indexer)}};
+    prepare(AttentionInputParams{.dims = dims,
+                                 .queries = queries.view(),
+                                 .kv_a = kv.view(),
+                                 .norm_weight = norm_weight.view(),
+                                 .norm_eps = 1e-5f,
+                                 .latents = {latents.view(), latent_row(dims)},
+                                 .indexer = has_indexer ? &index : nullptr});
+    EXPECT_TRUE(b.finish().ok());
+    std::vector<std::byte> bytes;
+    for (const Tensor* t : {&queries, &latents, &index_queries, &weights, &keys}) {
+      const std::byte* const begin = t->view().row<std::byte>(0);
+      bytes.insert(bytes.end(), begin, begin + t->view().bytes());
+    }
+    return bytes;
+  };
+  for (Backend* b : {reference.get(), backend.get()}) {
+    ASSERT_TRUE(b->set_rope(inv_freq).ok());
+    for (const bool has_indexer : {false, true}) {
+      const auto together = after(*b, has_indexer, [&](const AttentionInputParams& p) {
+        b->prepare_attention(step.view(), p);
+      });
+      const auto one_by_one = after(*b, has_indexer, [&](const AttentionInputParams& p) {
+        const TensorView latent = p.kv_a.col_slice(0, dims.latent_dim);
+        b->rope(step.view(), p.queries, dims.num_heads, dims.nope_dim + dims.rope_dim,
+                dims.nope_dim, dims.rope_dim, RopeStyle::kInterleaved);
+        b->rms_norm(step.view(), latent, p.norm_weight, p.norm_eps, latent);
+        b->rope(step.view(), p.kv_a, 1, 0, dims.latent_dim, dims.rope_dim, RopeStyle::kInterleaved);
+        b->append_latent(step.view(), p.kv_a, p.latents);
+        if (p.indexer == nullptr) return;
+        const IndexInputParams& i = *p.indexer;
+        b->layer_norm(step.view(), i.key, i.norm_weight, i.norm_bias, i.norm_eps);
+        b->rope(step.view(), i.key, 1, 0, 0, dims.rope_dim, RopeStyle::kHalfSplit);
+        b->append_index_key(step.view(), i.key, i.keys);
+        b->rope(step.view(), i.queries, indexer.num_heads, indexer.head_dim, 0, dims.rope_dim,
+                RopeStyle::kHalfSplit);
+        b->scale(step.view(), i.weights, i.weight_factor);
+      });
+      EXPECT_EQ(together, one_by_one) << "indexer: " << has_indexer;
+    }
+  }
+}
+
 // Decoding is exact: attention over FP8 rows gives the bits of attention over their values in BF16.
 TEST(Fp8Cache, IsABf16CacheOfItsValues) {
   std::mt19937 random(31);
