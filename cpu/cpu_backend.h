@@ -26,6 +26,7 @@ class CpuBackend final : public Backend {
   DeviceId device() const override { return kHost; }
   DType activation_dtype() const override { return activations_; }
   KvFormat kv_format() const override { return kv_format_; }
+  bool computes_at_once() const override { return true; }
 
   Result<Tensor> allocate(DType dtype, std::int64_t rows, std::int64_t cols) override;
   Result<WeightPtr> adopt(const QuantView& host) override;

@@ -15,6 +15,7 @@ class ReferenceBackend : public Backend {
   DeviceId device() const override { return kHost; }
   DType activation_dtype() const override { return DType::kF32; }
   KvFormat kv_format() const override { return KvFormat::kF32; }
+  bool computes_at_once() const override { return true; }
 
   Result<Tensor> allocate(DType dtype, std::int64_t rows, std::int64_t cols) override;
   Result<WeightPtr> adopt(const QuantView& host) override;

@@ -12,7 +12,6 @@
 namespace stoker::gpu {
 namespace {
 
-constexpr int kNumTickets = 256;
 constexpr int kOldestMajor = 8;
 constexpr std::size_t kTasksReserved = 1024;  // those of a decode step; more are seldom
 
@@ -65,7 +64,7 @@ Status copy_rows(void* dst, std::int64_t dst_stride, const void* src, std::int64
 }  // namespace
 
 CudaBackend::CudaBackend(const CudaBackendOptions& options, Stream stream, StagingRing staging,
-                         TicketRing tickets, ExpertUploads uploads,
+                         TicketCounter tickets, ExpertUploads uploads,
                          std::unique_ptr<CublasLt> cublaslt)
     : options_(options),
       stream_(std::move(stream)),
@@ -89,8 +88,7 @@ Result<std::unique_ptr<Backend>> CudaBackend::create(const CudaBackendOptions& o
   ASSIGN_OR_RETURN(Stream stream,
                    Stream::create(options.overlap_launches && kernels_may_overlap()));
   ASSIGN_OR_RETURN(StagingRing staging, StagingRing::create(options.staging_bytes));
-  const auto signal = options.event_words ? TicketRing::Signal::kWord : TicketRing::Signal::kEvents;
-  ASSIGN_OR_RETURN(TicketRing tickets, TicketRing::create(kNumTickets, signal, stream));
+  ASSIGN_OR_RETURN(TicketCounter tickets, TicketCounter::create());
   ASSIGN_OR_RETURN(ExpertUploads uploads, ExpertUploads::create());
   std::unique_ptr<CublasLt> cublaslt;
   if (options.activations == DType::kBf16) cublaslt = CublasLt::open();
@@ -203,17 +201,18 @@ Status CudaBackend::begin_step(const StepView& step) {
 }
 
 Event CudaBackend::record() {
-  CHECK(!graphs_.open(), "an event within a part");
   run([&]() -> Status {
-    if (meter_) {
+    if (meter_ && !graphs_.open()) {
       RETURN_IF_ERROR(meter_->mark_end(stream_));
     }
-    return tickets_.record(stream_);
+    return tickets_.enqueue(stream_);
   });
-  return Event{tickets_.last()};  // after an error the last one before it: nothing more will happen
+  // After an error the last one before it: nothing more will happen.
+  return Event{status_.ok() ? tickets_.take() : tickets_.last()};
 }
 
 bool CudaBackend::done(Event event) {
+  CHECK(!graphs_.open(), "asking for an event within a part");
   const Result<bool> done = tickets_.done(event.ticket, stream_);
   if (done.ok() && *done && meter_ && event.ticket == tickets_.last() && status_.ok()) {
     status_ = meter_->stands_still();
@@ -247,12 +246,12 @@ void CudaBackend::wait_for(Backend& other, Event event) {
   CHECK(!graphs_.open(), "waiting for another backend within a part");
   if (event.ticket == 0 || &other == this) return;
   if (auto* cuda = dynamic_cast<CudaBackend*>(&other)) {
+    CHECK(!cuda->graphs_.open(), "waiting for a backend within its part");
     run([&]() -> Status {
       ASSIGN_OR_RETURN(const bool done, cuda->tickets_.done(event.ticket, cuda->stream_));
       if (done) return {};
       RETURN_IF_ERROR(use_device(cuda->options_.device));
-      ASSIGN_OR_RETURN(const StreamEvent* const reached,
-                       cuda->tickets_.event_from(event.ticket, cuda->stream_));
+      ASSIGN_OR_RETURN(const StreamEvent* const reached, cuda->tickets_.event_now(cuda->stream_));
       RETURN_IF_ERROR(use_device(options_.device));
       return reached->hold(stream_);
     });
@@ -278,7 +277,11 @@ void CudaBackend::copy_in(const TensorView& dst, const void* src) {
 }
 
 void CudaBackend::copy_out(void* dst, const TensorView& src) {
-  run([&] { return copy_rows(dst, src.cols, src.data, src.row_stride, src, stream_); });
+  run([&] {
+    return static_cast<std::int64_t>(src.bytes()) <= kPostedBytes && is_pinned(dst)
+               ? launch_post(src, dst, stream_)
+               : copy_rows(dst, src.cols, src.data, src.row_stride, src, stream_);
+  });
 }
 
 void CudaBackend::copy(const TensorView& dst, const TensorView& src) {

@@ -95,7 +95,7 @@ class CudaBackend final : public Backend {
 
  private:
   CudaBackend(const CudaBackendOptions& options, Stream stream, StagingRing staging,
-              TicketRing tickets, ExpertUploads uploads, std::unique_ptr<CublasLt> cublaslt);
+              TicketCounter tickets, ExpertUploads uploads, std::unique_ptr<CublasLt> cublaslt);
   Status reserve(const CudaScratch& scratch);
 
   // Runs `enqueue` with this device current, unless an earlier error stands or a graph holds what
@@ -125,7 +125,7 @@ class CudaBackend final : public Backend {
   CudaBackendOptions options_;
   Stream stream_;
   StagingRing staging_;
-  TicketRing tickets_;
+  TicketCounter tickets_;
   std::optional<BusyMeter> meter_;
   ExpertUploads uploads_;
   std::unique_ptr<CublasLt> cublaslt_;  // null for F32, and where the machine has none

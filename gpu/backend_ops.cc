@@ -223,6 +223,7 @@ void CudaBackend::append_index_key(const StepView& step, TensorView x, KvLayer d
 
 void CudaBackend::prepare_attention(const StepView& step, const AttentionInputParams& params) {
   check_rows(step, params.kv_a);
+  if (params.dims.latent_dim > kMostFusedLatent) return Backend::prepare_attention(step, params);
   run([&] {
     return launch_attention_inputs({params, steps_.tables(step), inv_freq(params.dims.rope_dim)},
                                    stream_);
@@ -313,6 +314,9 @@ Status CudaBackend::route_rows(const RouteParams& params) {
         "a mailbox of {} for {} choices", mailbox.experts.size(), num_choices);
   CHECK(params.forced.empty() || params.forced.size() == num_choices, "{} forced experts",
         params.forced.size());
+  CHECK(is_pinned(mailbox.experts.data()) && is_pinned(mailbox.weights.data()) &&
+            (params.forced.empty() || is_pinned(params.forced.data())),
+        "a mailbox, or forced experts, not from allocate_host()");
   return launch_route({params.spec, params.logits, params.bias,
                        params.forced.empty() ? nullptr : params.forced.data(),
                        mailbox.experts.data(), mailbox.weights.data()},

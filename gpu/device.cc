@@ -136,6 +136,12 @@ Result<PinnedBuffer> PinnedBuffer::create(std::int64_t bytes) {
   return buffer;
 }
 
+bool is_pinned(const void* host) {
+  cudaPointerAttributes attributes{};
+  return cudaPointerGetAttributes(&attributes, host) == cudaSuccess &&
+         attributes.type == cudaMemoryTypeHost;
+}
+
 StagingRing::StagingRing(PinnedBuffer buffer, StreamEvent first, StreamEvent second)
     : buffer_(std::move(buffer)), left_{std::move(first), std::move(second)} {}
 

@@ -98,6 +98,9 @@ class PinnedBuffer {
   std::int64_t bytes_ = 0;
 };
 
+// Whether kernels can read and write this host memory, at this address.
+bool is_pinned(const void* host);
+
 // Takes small tables out of the caller's hands: copy() has read `src` when it returns, and the
 // device copy happens in stream order. Two halves of pinned memory; it waits only when the device
 // is a whole half behind.

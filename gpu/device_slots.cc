@@ -38,8 +38,7 @@ Result<std::unique_ptr<DeviceSlots>> CudaSlots::create(const CudaSlotsOptions& w
                    "{} slots of {} bytes", options.num_slots, options.slot_bytes);
   ASSIGN_OR_RETURN(Stream stream, Stream::create());
   // Copies are asked after once in a while, by whoever waits for none of them: events will do.
-  ASSIGN_OR_RETURN(TicketRing tickets,
-                   TicketRing::create(kNumTickets, TicketRing::Signal::kEvents, stream));
+  ASSIGN_OR_RETURN(TicketRing tickets, TicketRing::create(kNumTickets));
   return std::unique_ptr<DeviceSlots>(
       new CudaSlots(options, std::move(memory), std::move(stream), std::move(tickets)));
 }
@@ -70,7 +69,7 @@ UploadTicket CudaSlots::upload(int slot, std::int64_t offset, std::span<const st
 
 bool CudaSlots::done(UploadTicket ticket) {
   if (!status_.ok()) return true;  // nothing more will happen that anybody may use
-  const Result<bool> done = tickets_.done(ticket, stream_);
+  const Result<bool> done = tickets_.done(ticket);
   if (done.ok()) return *done;
   status_ = done.error();
   return true;

@@ -46,10 +46,7 @@ struct CudaBackendOptions {
   KvFormat kv_format = KvFormat::kBf16;
   std::int64_t staging_bytes = 8 << 20;  // pinned, for tables of a step
   CudaScratch scratch{};                 // reserved at creation; what needs more grows on first use
-  // Events are words in host memory that the stream writes, where the driver can do that; false:
-  // the driver is asked.
-  bool event_words = true;
-  int most_graphs = 1024;  // parts of steps kept as CUDA graphs at a time; 0: none
+  int most_graphs = 1024;                // parts of steps kept as CUDA graphs at a time; 0: none
   // Kernels start while the one before still runs, where the device can do that, and wait for it
   // only when they need what it wrote. The same bits.
   bool overlap_launches = true;

@@ -193,6 +193,9 @@ class Backend {
   virtual DType activation_dtype() const = 0;
   // Form of the cached rows of both KV streams.
   virtual KvFormat kv_format() const = 0;
+  // Operations are complete when their calls return, and every event is done. Who calls such a
+  // backend gives other devices and drives their work first.
+  virtual bool computes_at_once() const { return false; }
 
   // ---- Memory. These may block; none is called on the token path. ----
 
@@ -219,10 +222,11 @@ class Backend {
   // Later operations of this backend wait for `event` of `other`.
   virtual void wait_for(Backend& other, Event event) = 0;
   // Begins a part of `step` that comes again and again. From here to end_part() the caller enqueues
-  // operations, and nothing else. For the same address of the step, number of rows and `part` they
-  // are always the same calls with the same operands: what differs is in the step's description and
-  // in host memory of operands. A backend may keep them and run them all at the end. Requires:
-  // step.may_have_parts(), and no part is open. See PartScope.
+  // operations and records events, and nothing else; it asks for those afterwards. For the same
+  // address of the step, number of rows and `part` they are always the same calls with the same
+  // operands: what differs is in the step's description and in host memory of operands. A backend
+  // may keep them and run them all at the end. Requires: step.may_have_parts(), and no part is
+  // open. See PartScope.
   virtual void begin_part(const StepView& /*step*/, int /*part*/) {}
   virtual void end_part() {}
   // No step at this address has operands of those before: what was kept of its parts is dropped.

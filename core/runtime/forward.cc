@@ -182,17 +182,18 @@ void Forward::finish_backends() {
 }
 
 Status Forward::run_one_layer(Runner& runner, const LayerSpec& spec, const LayerWeights& weights) {
+  RETURN_IF_ERROR(tell_all_guesses(runner));  // their mailbox is used again
   RETURN_IF_ERROR(dense_part(runner, spec, weights));
   if (spec.ffn == FfnKind::kMoe) {
     RETURN_IF_ERROR(mixture_of_experts(runner, spec, weights));
-  } else if (!guesses_.empty()) {
-    guesses_ready_ = backend().record();
+  } else {
     tell_guesses(runner);
   }
   return backend().status();
 }
 
-// Attention, and the dense feed-forward or the router.
+// Attention, and the dense feed-forward or the router; where the backend goes on by itself, the
+// shared expert too, which needs no routes.
 Status Forward::dense_part(Runner& runner, const LayerSpec& spec, const LayerWeights& weights) {
   Backend& backend = this->backend();
   const Workspace& w = workspace();
@@ -202,11 +203,11 @@ Status Forward::dense_part(Runner& runner, const LayerSpec& spec, const LayerWei
   const std::span<const std::int32_t> forced = forced_experts(spec);
   // The last dense layer looks ahead, too: from then on the drive has something to do.
   const int next = next_layer_ + 1;
-  const bool looks_ahead = !is_moe && next < engine_.num_layers() &&
-                           engine_.config().layers()[next].ffn == FfnKind::kMoe;
+  const bool looks_ahead =
+      is_moe ? !backend.computes_at_once()
+             : next < engine_.num_layers() && engine_.config().layers()[next].ffn == FfnKind::kMoe;
   const int num_ranked = looks_ahead ? num_ranked_wanted(runner) : 0;
-  const PartScope part = this->part(LayerPart::kDense, is_moe ? int{!forced.empty()} : num_ranked,
-                                    /*possible=*/!hooks_select(spec));
+  const PartScope part = this->part(num_ranked, !forced.empty(), !hooks_select(spec));
   backend.add_rms_norm(step_, h, residual, /*first=*/next_layer_ == 0, weights.input_norm.view(),
                        eps, normed);
   RETURN_IF_ERROR(attention(runner, spec, weights));
@@ -214,6 +215,8 @@ Status Forward::dense_part(Runner& runner, const LayerSpec& spec, const LayerWei
                        normed);
   if (is_moe) {
     route(spec, weights, forced);
+    routed_ = backend.record();
+    if (!backend.computes_at_once()) shared_expert(spec, weights, num_ranked);
     return {};
   }
   backend.gated_ffn(step_, *weights.gate, *weights.up, *weights.down, normed,
@@ -237,11 +240,10 @@ std::span<const std::int32_t> Forward::forced_experts(const LayerSpec& spec) {
   return {held, forced.size()};
 }
 
-// A part of the layer, if it is possible there; `variant` says what else its calls depend on.
-PartScope Forward::part(LayerPart which, int variant, bool possible) {
-  CHECK(variant >= 0 && variant <= kMaxRankedGuesses, "variant {} of a part", variant);
-  const int number =
-      (2 * next_layer_ + static_cast<int>(which)) * (kMaxRankedGuesses + 1) + variant;
+// A part of the layer, if it is possible there; its calls depend on what else is given.
+PartScope Forward::part(int num_ranked, bool is_forced, bool possible) {
+  CHECK(num_ranked >= 0 && num_ranked <= kMaxRankedGuesses, "{} ranked guesses", num_ranked);
+  const int number = (2 * next_layer_ + int{is_forced}) * (kMaxRankedGuesses + 1) + num_ranked;
   return PartScope(has_parts_ && possible ? &backend() : nullptr, step_, number);
 }
 

@@ -53,16 +53,13 @@ class Forward {
 
  private:
   static constexpr int kFinished = -1;
-  // What a layer enqueues up to its router, or all of it without one; the shared expert with the
-  // look ahead.
-  enum class LayerPart : std::uint8_t { kDense, kShared };
 
   Forward(Runner& runner, WorkspaceLimits limits);
   Status describe(const StepBatch& batch);
   Status reserve();
   Status run_one_layer(Runner& runner, const LayerSpec& spec, const LayerWeights& weights);
   Status dense_part(Runner& runner, const LayerSpec& spec, const LayerWeights& weights);
-  PartScope part(LayerPart which, int variant, bool possible = true);
+  PartScope part(int num_ranked, bool is_forced, bool possible);
   std::span<const std::int32_t> forced_experts(const LayerSpec& spec);
   bool hooks_select(const LayerSpec& spec) const;
   Status attention(Runner& runner, const LayerSpec& spec, const LayerWeights& weights);
@@ -72,12 +69,13 @@ class Forward {
   Status mixture_of_experts(Runner& runner, const LayerSpec& spec, const LayerWeights& weights);
   void route(const LayerSpec& spec, const LayerWeights& weights,
              std::span<const std::int32_t> forced);
-  Status take_routes(Runner& runner, const LayerSpec& spec, Event routed);
-  TensorView shared_expert(Runner& runner, const LayerSpec& spec, const LayerWeights& weights);
+  Status take_routes(Runner& runner, const LayerSpec& spec);
+  void shared_expert(const LayerSpec& spec, const LayerWeights& weights, int num_ranked);
   RouteMailbox mailbox(const LayerSpec& spec) const;
   int num_ranked_wanted(Runner& runner) const;
   void look_ahead(int num_ranked, const TensorView& added, const TensorView& state);
   void tell_guesses(Runner& runner);
+  Status tell_all_guesses(Runner& runner);
   Status run_experts(Runner& runner, ExpertSet& set);
   Status finish(Runner& runner);
   void move_on();
@@ -110,7 +108,9 @@ class Forward {
   const CancelToken* cancel_ = nullptr;
   int next_layer_ = kFinished;
   int selecting_layer_ = -1;        // whose selection the layer's workspace holds
-  std::vector<LookAhead> guesses_;  // of the running layer, not yet told
+  Event routed_;                    // the running layer's routes are in their mailbox
+  std::vector<LookAhead> guesses_;  // of the running layer or the one before, not yet told
+  Backend* guessing_ = nullptr;     // who writes them
   Event guesses_ready_;
   std::size_t num_reserved_ = 0;  // segments whose KV positions are held and not yet committed
 };

@@ -7,55 +7,41 @@
 
 namespace stoker {
 
-// normed -> h, after route().
+// normed -> h, after dense_part().
 Status Forward::mixture_of_experts(Runner& runner, const LayerSpec& spec,
                                    const LayerWeights& weights) {
   Backend& backend = this->backend();
-  const Event routed = backend.record();
-  // 1. A device goes on with the shared expert while its routes travel and are made into a demand.
-  // A backend that computes at once would let the drive wait for that.
-  tell_guesses(runner);  // of the layer before, whose mailbox is used again
-  const bool early = guesses_.empty() && !backend.done(routed);
-  TensorView shared;
-  if (early) shared = shared_expert(runner, spec, weights);
-  RETURN_IF_ERROR(take_routes(runner, spec, routed));
-  if (!early) tell_guesses(runner);
-  // 2. What is missing is asked for before anything else is computed.
+  RETURN_IF_ERROR(take_routes(runner, spec));
+  // 1. What is missing is asked for before the host computes anything else.
   ASSIGN_OR_RETURN(ExpertSetPtr set, runner.experts().demand(spec.index, host_->plan.uses()));
-  if (!early) shared = shared_expert(runner, spec, weights);
+  // 2. The shared expert while the drive works, unless a device computes it already.
+  if (backend.computes_at_once()) shared_expert(spec, weights, num_ranked_wanted(runner));
   // 3. Experts in whatever order they come; their sum in ascending id.
   if (Status status = run_experts(runner, *set); !status.ok()) {
     finish_backends();  // nothing may still read what the set gives back
     return status;
   }
+  const Workspace& w = workspace();
   const ExpertPlan& plan = host_->plan;
-  backend.combine(step_,
-                  {sites_->out(), plan.slots(), plan.slot_weights(), shared, rows(workspace().h)});
+  const TensorView shared = spec.shared_width != 0 ? rows(w.shared_out) : TensorView();
+  backend.combine(step_, {sites_->out(), plan.slots(), plan.slot_weights(), shared, rows(w.h)});
   // The leases end when what was enqueued has read the experts. The host does not wait for that
   // here, but goes on to the next layer.
-  runner.release_after(std::move(set), backend, backend.record());
+  runner.keep(std::move(set), backend);
   return {};
 }
 
-// The shared expert's output (empty: there is none), and with it the look ahead.
-TensorView Forward::shared_expert(Runner& runner, const LayerSpec& spec,
-                                  const LayerWeights& weights) {
-  Backend& backend = this->backend();
+// The shared expert, and with its output the look ahead.
+void Forward::shared_expert(const LayerSpec& spec, const LayerWeights& weights, int num_ranked) {
   const Workspace& w = workspace();
   TensorView shared;
-  {
-    const int num_ranked = num_ranked_wanted(runner);
-    const PartScope part = this->part(LayerPart::kShared, num_ranked);
-    if (spec.shared_width != 0) {
-      shared = rows(w.shared_out);
-      backend.gated_ffn(step_, *weights.gate, *weights.up, *weights.down, rows(w.normed),
+  if (spec.shared_width != 0) {
+    shared = rows(w.shared_out);
+    backend().gated_ffn(step_, *weights.gate, *weights.up, *weights.down, rows(w.normed),
                         rows(w.ffn_gate).col_slice(0, spec.shared_width),
                         rows(w.ffn_up).col_slice(0, spec.shared_width), shared);
-    }
-    look_ahead(num_ranked, shared, rows(w.h));  // free until the experts are combined
   }
-  if (!guesses_.empty()) guesses_ready_ = backend.record();
-  return shared;
+  look_ahead(num_ranked, shared, rows(w.h));  // free until the experts are combined
 }
 
 RouteMailbox Forward::mailbox(const LayerSpec& spec) const {
@@ -77,8 +63,8 @@ void Forward::route(const LayerSpec& spec, const LayerWeights& weights,
 }
 
 // Waits for it.
-Status Forward::take_routes(Runner& runner, const LayerSpec& spec, Event routed) {
-  RETURN_IF_ERROR(runner.wait(backend(), routed, cancel_));
+Status Forward::take_routes(Runner& runner, const LayerSpec& spec) {
+  RETURN_IF_ERROR(runner.wait(backend(), routed_, cancel_));
   RETURN_IF_ERROR(runner.release_kept(cancel_));
   const RouteMailbox mailbox = this->mailbox(spec);
   if (hooks_ != nullptr) {
@@ -137,11 +123,14 @@ void Forward::look_ahead(int num_ranked, const TensorView& added, const TensorVi
     guesses_.push_back({layers[next_layer_].index, spec.index, lead, step_.num_rows(),
                         ranking.top_k, mailbox.experts});
   }
+  if (guesses_.empty()) return;
+  guessing_ = &backend;
+  guesses_ready_ = backend.record();
 }
 
 // Passes the guesses on, once the backend has written them.
 void Forward::tell_guesses(Runner& runner) {
-  if (guesses_.empty() || !backend().done(guesses_ready_)) return;
+  if (guesses_.empty() || !guessing_->done(guesses_ready_)) return;
   for (const LookAhead& guesses : guesses_) {
     LookAhead forced;
     if (hooks_ != nullptr) {
@@ -151,6 +140,13 @@ void Forward::tell_guesses(Runner& runner) {
     runner.experts().hint(forced.num_ranked > 0 ? forced : guesses);
   }
   guesses_.clear();
+}
+
+Status Forward::tell_all_guesses(Runner& runner) {
+  if (guesses_.empty()) return {};
+  RETURN_IF_ERROR(runner.wait(*guessing_, guesses_ready_, cancel_));
+  tell_guesses(runner);
+  return {};
 }
 
 Status Forward::run_experts(Runner& runner, ExpertSet& set) {

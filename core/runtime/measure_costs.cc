@@ -133,6 +133,7 @@ Result<ComputeCost> CostProbe::compute(Backend& backend, const TensorView& exper
         part.site = backend.device();
       }
     }
+    if (experts.device != kHost) parts = in_runs(parts);
     // 2. Its buffers.
     const std::int64_t hidden_size = config_.hidden_size;
     ASSIGN_OR_RETURN(const Tensor x, backend.allocate(act, num_rows, hidden_size));

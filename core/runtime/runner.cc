@@ -39,6 +39,7 @@ WorkspaceLimits Runner::limits_needed(const RunnerOptions& options) {
 }
 
 void ReturnForward::operator()(Forward* forward) const {
+  if (!forward->done()) runner->finish_kept();  // somebody gave the pass up between two layers
   forward->release();
   for (Runner::Pass& pass : runner->passes_) {
     if (pass.forward.get() == forward) pass.lent = false;
@@ -56,10 +57,7 @@ Runner::Runner(std::shared_ptr<const Engine> engine, std::unique_ptr<ExpertProvi
   step_counters_.resize(moe_layers_.size());
 }
 
-Runner::~Runner() {
-  if (kept_.set != nullptr) (void)kept_.backend->finish();
-  drop_kept();
-}
+Runner::~Runner() { finish_kept(); }
 
 Result<std::unique_ptr<Runner>> Runner::create(std::shared_ptr<const Engine> engine,
                                                std::unique_ptr<ExpertProvider> experts,
@@ -179,6 +177,7 @@ Status Runner::step(std::span<Session* const> sessions, const CancelToken* cance
 
 Status Runner::wait(Backend& backend, Event event, const CancelToken* cancel) {
   while (!backend.done(event)) {
+    release_if_read();
     RETURN_IF_ERROR(backend.status());
     RETURN_IF_ERROR(check_cancelled(cancel));
     std::this_thread::yield();
@@ -194,16 +193,24 @@ Status Runner::idle(const CancelToken* cancel) {
   return {};
 }
 
-void Runner::release_after(ExpertSetPtr set, Backend& backend, Event event) {
+void Runner::keep(ExpertSetPtr set, Backend& backend) {
   CHECK(kept_.set == nullptr, "two sets of experts are kept");
-  if (!backend.done(event)) kept_ = {std::move(set), &backend, event};
+  if (!backend.computes_at_once()) kept_ = {std::move(set), &backend, backend.record()};
+}
+
+void Runner::release_if_read() {
+  if (kept_.set != nullptr && kept_.backend->done(kept_.read)) drop_kept();
 }
 
 Status Runner::release_kept(const CancelToken* cancel) {
-  if (kept_.set == nullptr) return {};
-  RETURN_IF_ERROR(wait(*kept_.backend, kept_.event, cancel));
+  if (kept_.set != nullptr) RETURN_IF_ERROR(wait(*kept_.backend, kept_.read, cancel));
   drop_kept();
   return {};
+}
+
+void Runner::finish_kept() {
+  if (kept_.set != nullptr) (void)kept_.backend->finish();
+  drop_kept();
 }
 
 LayerCounters Runner::expert_counters() const {

@@ -78,12 +78,15 @@ class Runner {
   Status wait(Backend& backend, Event event, const CancelToken* cancel);
   // Called while no expert is runnable: waits for one a moment.
   Status idle(const CancelToken* cancel);
-  // Releases a pass's set of experts: now if `event` of `backend` is done, else it is kept for
-  // release_kept(), which waits for that and comes before the next demand of any pass.
-  void release_after(ExpertSetPtr set, Backend& backend, Event event);
+  // Keeps a pass's set of experts until what `backend` was given so far has read them. Whoever
+  // waits for anything meanwhile releases it when that is so: what is read and copied ahead begins
+  // then. The plan behind the set stays as it is until release_kept().
+  void keep(ExpertSetPtr set, Backend& backend);
+  // Waits until it is released: before the next demand of any pass.
   Status release_kept(const CancelToken* cancel);
-  // The same where nothing is enqueued any more.
+  // The same where nothing is enqueued any more, and where no step goes on.
   void drop_kept() { kept_.set.reset(); }
+  void finish_kept();
   // Called by a pass that has ended well.
   void on_finished(const Forward& forward);
 
@@ -108,8 +111,9 @@ class Runner {
   struct Kept {
     ExpertSetPtr set;  // null: none is kept
     Backend* backend = nullptr;
-    Event event;
+    Event read;  // by what was enqueued
   };
+  void release_if_read();
   Kept kept_;
   SteadyClock clock_;
   StepHooks* hooks_ = nullptr;

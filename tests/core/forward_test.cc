@@ -198,6 +198,25 @@ TEST_P(ForwardTest, DecodeOfOneSessionRunsBetweenTheLayersOfAnothersPrefill) {
   EXPECT_EQ(TinyEngine::rows_of(*prefill), prefill_alone);
 }
 
+// Given up after any layer: its experts are given back, and the next pass is as any other.
+TEST_P(ForwardTest, APassMayBeGivenUp) {
+  TinyEngine engine(config(), std::make_unique<LateBackend>(backend(), 2));
+  const std::vector<TokenId> tokens = random_tokens(9, engine.config().vocab_size, 13);
+  const Rows expected = run_alone(engine, tokens);
+  const int num_layers = engine.runner().engine().num_layers();
+  for (int layers = 0; layers < num_layers; ++layers) {
+    KvSequence kv = engine.sequence();
+    const Segment segment{&kv, 0, static_cast<int>(tokens.size()), Purpose::kPrefill, Logits::kAll};
+    {
+      const ForwardPtr forward = engine.runner().begin({tokens, {&segment, 1}}).value();
+      for (int i = 0; i < layers; ++i) ASSERT_TRUE(forward->run_layer(engine.runner()).ok());
+      ASSERT_FALSE(forward->done());
+    }
+    EXPECT_EQ(kv.length(), 0);
+    EXPECT_EQ(run_alone(engine, tokens), expected) << "after " << layers << " layers";
+  }
+}
+
 TEST_P(ForwardTest, ChunksDoNotChangeABit) {
   TinyEngine engine(config(), backend());
   const std::vector<TokenId> tokens = random_tokens(kTokens, engine.config().vocab_size, 12);

@@ -19,8 +19,8 @@ using test::TinyEngine;
 using test::TinyPaging;
 using Rows = std::vector<std::vector<float>>;
 
-// Of a tiny model: one layer without experts, and three in two parts.
-constexpr int kPartsPerStep = 1 + 3 * 2;
+// Of a tiny model: one layer without experts, and three with some.
+constexpr int kPartsPerStep = 1 + 3;
 
 // An engine that replays parts and one that knows of none, for the same steps.
 class PartsTest : public testing::TestWithParam<const char*> {

@@ -15,25 +15,20 @@ using test::TinyEngine;
 using test::TinyPaging;
 using Rows = std::vector<std::vector<float>>;
 
-// Where the second backend stands, and how events are told.
-struct Pair {
-  int second_gpu;
-  bool event_words;
-};
-
-class CudaDevices : public testing::TestWithParam<Pair> {
+// The parameter: where the second backend stands.
+class CudaDevices : public testing::TestWithParam<int> {
  protected:
   static constexpr int kRows = 37, kCols = 300;
 
   void SetUp() override {
     const std::size_t num_gpus = list_gpus().size();
     if (num_gpus == 0) GTEST_SKIP() << "no CUDA device: " << cuda_support();
-    if (GetParam().second_gpu >= static_cast<int>(num_gpus)) GTEST_SKIP() << "a single GPU";
-    const int gpus[] = {0, GetParam().second_gpu};
+    if (GetParam() >= static_cast<int>(num_gpus)) GTEST_SKIP() << "a single GPU";
+    const int gpus[] = {0, GetParam()};
     const Status peers = enable_peer_access(gpus);
     ASSERT_TRUE(peers.ok()) << peers.error().message();
     a_ = make(0, 0);
-    b_ = make(GetParam().second_gpu, 1);
+    b_ = make(GetParam(), 1);
   }
 
   static std::unique_ptr<Backend> make(int gpu, int logical) {
@@ -42,7 +37,6 @@ class CudaDevices : public testing::TestWithParam<Pair> {
     options.logical = logical;
     options.activations = DType::kF32;
     options.kv_format = KvFormat::kF32;
-    options.event_words = GetParam().event_words;
     auto made = make_cuda_backend(options);
     CHECK(made.ok(), "{}", made.error().message());
     return std::move(made).value();
@@ -127,7 +121,7 @@ TEST_P(CudaDevices, WaitForAnOldEvent) {
 
 // A tiny model whose layers stand on both says what it says on one.
 TEST_P(CudaDevices, LayersOnBothChangeNoBit) {
-  if (GetParam().second_gpu != 0 && list_gpus()[0].name != list_gpus()[1].name) {
+  if (GetParam() != 0 && list_gpus()[0].name != list_gpus()[1].name) {
     GTEST_SKIP() << "the GPUs differ, and with them last bits";
   }
   const auto run = [](EngineBackends backends) {
@@ -150,13 +144,9 @@ TEST_P(CudaDevices, LayersOnBothChangeNoBit) {
   EXPECT_EQ(run(std::move(both)), run(EngineBackends(make(0, 0))));
 }
 
-INSTANTIATE_TEST_SUITE_P(Gpus, CudaDevices,
-                         testing::Values(Pair{0, true}, Pair{0, false}, Pair{1, true},
-                                         Pair{1, false}),
-                         [](const auto& info) {
-                           return std::string(info.param.second_gpu == 0 ? "one" : "two")
-                               .append(info.param.event_words ? "_words" : "_driver");
-                         });
+INSTANTIATE_TEST_SUITE_P(Gpus, CudaDevices, testing::Values(0, 1), [](const auto& info) {
+  return std::string(info.param == 0 ? "one" : "two");
+});
 
 TEST(CudaDevicesAccess, IsEnabledAsOftenAsWanted) {
   std::vector<int> gpus;

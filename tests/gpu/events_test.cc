@@ -1,4 +1,4 @@
-// Events of a CUDA backend, by words in host memory and by asking the driver.
+// Events of a CUDA backend.
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -9,13 +9,11 @@
 namespace stoker {
 namespace {
 
-class CudaEvents : public testing::TestWithParam<bool> {
+class CudaEvents : public testing::Test {
  protected:
   void SetUp() override {
     if (list_gpus().empty()) GTEST_SKIP() << "no CUDA device: " << cuda_support();
-    CudaBackendOptions options;
-    options.event_words = GetParam();
-    auto made = make_cuda_backend(options);
+    auto made = make_cuda_backend({});
     ASSERT_TRUE(made.ok()) << made.error().message();
     backend = std::move(made).value();
   }
@@ -33,15 +31,15 @@ class CudaEvents : public testing::TestWithParam<bool> {
   std::unique_ptr<Backend> backend;
 };
 
-TEST_P(CudaEvents, NoneIsDone) { EXPECT_TRUE(backend->done(Event{})); }
+TEST_F(CudaEvents, NoneIsDone) { EXPECT_TRUE(backend->done(Event{})); }
 
-TEST_P(CudaEvents, ComesWithNothingBeforeIt) {
+TEST_F(CudaEvents, ComesWithNothingBeforeIt) {
   EXPECT_TRUE(comes(backend->record()));
   EXPECT_TRUE(backend->status().ok());
 }
 
-TEST_P(CudaEvents, AreDoneInOrder) {
-  constexpr int kEvents = 1000;  // more than are kept apart
+TEST_F(CudaEvents, AreDoneInOrder) {
+  constexpr int kEvents = 1000;
   const Tensor device = backend->allocate(DType::kF32, 1, 1 << 20).value();
   const Tensor host = backend->allocate_host(DType::kF32, 1, 1 << 20).value();
   std::vector<Event> events;
@@ -59,7 +57,7 @@ TEST_P(CudaEvents, AreDoneInOrder) {
 }
 
 // What lies in a mailbox is there when the event is.
-TEST_P(CudaEvents, MailboxesAreFilledBeforeTheirEvent) {
+TEST_F(CudaEvents, MailboxesAreFilledBeforeTheirEvent) {
   constexpr int kWords = 5000;
   const Tensor device = backend->allocate(DType::kI32, 1, kWords).value();
   const Tensor from = backend->allocate_host(DType::kI32, 1, kWords).value();
@@ -76,17 +74,13 @@ TEST_P(CudaEvents, MailboxesAreFilledBeforeTheirEvent) {
   EXPECT_TRUE(backend->status().ok());
 }
 
-TEST_P(CudaEvents, AreDoneAfterFinish) {
+TEST_F(CudaEvents, AreDoneAfterFinish) {
   const Tensor device = backend->allocate(DType::kF32, 1, 1 << 22).value();
   for (int i = 0; i < 20; ++i) backend->copy(device.view(), device.view());
   const Event event = backend->record();
   ASSERT_TRUE(backend->finish().ok());
   EXPECT_TRUE(comes(event));
 }
-
-INSTANTIATE_TEST_SUITE_P(Signal, CudaEvents, testing::Bool(), [](const auto& info) {
-  return std::string(info.param ? "words" : "driver");
-});
 
 }  // namespace
 }  // namespace stoker

@@ -15,7 +15,7 @@ using test::TinyPaging;
 using Rows = std::vector<std::vector<float>>;
 
 // Of a step of a tiny model.
-constexpr int kPartsPerStep = 1 + 3 * 2;
+constexpr int kPartsPerStep = 1 + 3;
 
 class CudaGraphs : public CudaTest {
  protected:
@@ -244,10 +244,9 @@ TEST_P(CudaGraphs, ServeARangeOfTokens) {
   EXPECT_LE(run.num_graphs(), early + kPartsPerStep);
 }
 
-// Events that are asked for at the driver, and a meter in the stream.
-TEST_P(CudaGraphs, EventsAndTheMeterGoOn) {
+// A meter in the stream.
+TEST_P(CudaGraphs, TheMeterGoesOn) {
   CudaBackendOptions options = options_for(GetParam());
-  options.event_words = false;
   options.measure_busy = true;
   expect_same(options, test::tiny_config(), [](Run& run, Rows& rows) {
     run.start({5});

@@ -124,12 +124,7 @@ void LateBackend::route(const StepView& step, const RouteParams& params) {
   std::fill(params.mailbox.experts.begin(), params.mailbox.experts.end(), -1);
   std::fill(params.mailbox.weights.begin(), params.mailbox.weights.end(),
             std::numeric_limits<float>::quiet_NaN());
-  const std::vector<std::int32_t> forced(params.forced.begin(), params.forced.end());
-  enqueue([=, this, s = &step] {
-    RouteParams late = params;
-    late.forced = forced;
-    inner_->route(*s, late);
-  });
+  enqueue([=, this, s = &step] { inner_->route(*s, params); });  // what is forced is read late
 }
 
 void LateBackend::experts(const StepView& step, const ExpertParams& params) {

@@ -89,7 +89,7 @@ Status ReplayBackend::begin_step(const StepView& step) {
   return inner_->begin_step(step);
 }
 Event ReplayBackend::record() {
-  check_closed("an event");
+  if (open_) call("record", [] {});
   return inner_->record();
 }
 bool ReplayBackend::done(Event event) {
