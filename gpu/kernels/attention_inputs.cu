@@ -11,6 +11,7 @@ namespace stoker::gpu {
 namespace {
 
 constexpr int kThreads = kNormThreads;
+static_assert(kMostFusedLatent == kNormBatch * kThreads);
 
 // What the blocks of a row do. Those that take longest come first.
 enum Job : std::uint8_t { kIndexKey, kLatent, kQueries, kIndexQueries, kIndexWeights, kNumJobs };
@@ -52,9 +53,19 @@ __device__ void keep_latent(const Steps& s, std::int64_t row, float* values, flo
   const std::int64_t to = place_of(s.latent_append, row);
   __syncthreads();
   rotate_shared_row(s.shared_key, row, x);
-  rms_norm_row(
-      s.latent_norm, scratch, [&](std::int64_t col) { return x.get(col); },
-      [&](std::int64_t col, float, float normed) { x.set(col, normed); });
+  float weights[kNormBatch];
+  load_batch(s.latent_norm.weight, 0, static_cast<int>(threadIdx.x), kThreads, weights);
+  const int num_normed = static_cast<int>(s.latent_norm.x.cols);
+  rms_norm_row<kThreads>(
+      s.latent_norm, weights, scratch,
+      [&](int first, float(&values_of)[kNormBatch]) {
+#pragma unroll
+        for (int i = 0; i < kNormBatch; ++i) {
+          const int col = first + i * kThreads;
+          values_of[i] = col < num_normed ? x.get(col) : 0.0f;
+        }
+      },
+      [&](int col, float, float normed) { x.set(col, normed); });
   __syncthreads();
   append_shared(s.latent_append, to, x);
 }
@@ -140,7 +151,8 @@ Status launch_attention_inputs(const AttentionInputRowsParams& params, const Str
   const AttentionInputParams& p = params.inputs;
   const std::int64_t num_rows = p.kv_a.rows;
   const Steps s = steps_of(params);
-  CHECK(p.kv_a.cols == p.dims.latent_dim + p.dims.rope_dim && p.queries.rows == num_rows,
+  CHECK(p.dims.latent_dim <= kMostFusedLatent &&
+            p.kv_a.cols == p.dims.latent_dim + p.dims.rope_dim && p.queries.rows == num_rows,
         "inputs of attention: [{}, {}] and {} rows of queries", num_rows, p.kv_a.cols,
         p.queries.rows);
   check_rope(s.queries);

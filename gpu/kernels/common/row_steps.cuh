@@ -5,8 +5,6 @@
 
 #include <cuda_runtime.h>
 
-#include <type_traits>
-
 #include "gpu/kernels/common/kv_rows.cuh"
 #include "gpu/kernels/common/pages.cuh"
 #include "gpu/kernels/common/reduce.cuh"
@@ -33,56 +31,50 @@ struct SharedRow {
   __device__ void set(std::int64_t col, float value) const { values[col] = rounded(dtype, value); }
 };
 
-// values = the row, by all threads of a block. Several are on their way at once.
-template <typename T>
-__device__ inline void stage_values(const T* from, int num_values, float* values) {
-  constexpr int kAtOnce = 4;
-  const int stride = static_cast<int>(blockDim.x);
-  for (int begin = static_cast<int>(threadIdx.x); begin < num_values; begin += kAtOnce * stride) {
-    T some[kAtOnce];
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      if (begin + i * stride < num_values) some[i] = from[begin + i * stride];
-    }
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      if (begin + i * stride >= num_values) continue;
-      if constexpr (std::is_same_v<T, float>) {
-        values[begin + i * stride] = some[i];
-      } else {
-        values[begin + i * stride] = to_f32(some[i]);
-      }
-    }
-  }
-}
+// values = the row, by all threads of a block.
 __device__ inline void stage_row(const TensorView& x, std::int64_t row, float* values) {
-  const std::int64_t at = row * x.row_stride;
-  const int num_values = static_cast<int>(x.cols);
-  if (x.dtype == DType::kF32) {
-    stage_values(static_cast<const float*>(x.data) + at, num_values, values);
-  } else {
-    stage_values(static_cast<const bf16*>(x.data) + at, num_values, values);
+  constexpr int kBatch = 4;
+  const int stride = static_cast<int>(blockDim.x), num_values = static_cast<int>(x.cols);
+  for (int begin = static_cast<int>(threadIdx.x); begin < num_values; begin += kBatch * stride) {
+    float batch[kBatch];
+    load_batch(x, row, begin, stride, batch);
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (begin + i * stride < num_values) values[begin + i * stride] = batch[i];
+    }
   }
 }
 
-// ---- Norms: by a block of this many threads, in whose order sums go. A column is read and written
-// by one thread, so a row may be normed in place. `scratch` takes a float per warp. ----
+// ---- Norms. A column is read and written by one thread, so a row may be normed in place.
+// `scratch` takes a float per warp. ----
 
-inline constexpr int kNormThreads = 256;
+inline constexpr int kNormThreads = 256;  // in whose order sums go, unless a row is longer
+inline constexpr int kNormBatch = 8;      // columns of a thread that are on their way at once
 
-// RMSNorm of s_at(col), of which emit(col, s, normed) is given each.
-template <typename At, typename Emit>
-__device__ inline void rms_norm_row(const RmsNormParams& p, float* scratch, At s_at, Emit emit) {
+// RMSNorm by kThreads threads. load(first, s) gives s of columns first, first + kThreads, ...;
+// emit(col, s, normed) takes each. `weights`: those of the thread's first batch.
+template <int kThreads, typename Load, typename Emit>
+__device__ inline void rms_norm_row(const RmsNormParams& p, float (&weights)[kNormBatch],
+                                    float* scratch, Load load, Emit emit) {
+  constexpr int kStride = kNormBatch * kThreads;
+  const int cols = static_cast<int>(p.x.cols), first = static_cast<int>(threadIdx.x);
+  float s[kNormBatch];
   float squares = 0.0f;
-  for (std::int64_t col = threadIdx.x; col < p.x.cols; col += kNormThreads) {
-    const float s = s_at(col);
-    squares = __fmaf_rn(s, s, squares);
+  for (int begin = first; begin < cols; begin += kStride) {
+    load(begin, s);
+#pragma unroll
+    for (int i = 0; i < kNormBatch; ++i) squares = __fmaf_rn(s[i], s[i], squares);
   }
   const float mean = block_sum(squares, scratch) / static_cast<float>(p.x.cols);
   const float factor = 1.0f / sqrtf(mean + p.eps);
-  for (std::int64_t col = threadIdx.x; col < p.x.cols; col += kNormThreads) {
-    const float s = s_at(col);
-    emit(col, s, s * factor * load(p.weight, 0, col));
+  for (int begin = first; begin < cols; begin += kStride) {
+    if (cols > kStride) load(begin, s);  // else they are still here
+    if (begin != first) load_batch(p.weight, 0, begin, kThreads, weights);
+#pragma unroll
+    for (int i = 0; i < kNormBatch; ++i) {
+      const int col = begin + i * kThreads;
+      if (col < cols) emit(col, s[i], s[i] * factor * weights[i]);
+    }
   }
 }
 

@@ -3,6 +3,8 @@
 
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "core/tensor/tensor.h"
 #include "gpu/device.h"
 #include "gpu/error.h"
@@ -13,6 +15,35 @@ __device__ inline float load(const TensorView& view, std::int64_t row, std::int6
   const std::int64_t at = row * view.row_stride + col;
   return view.dtype == DType::kF32 ? static_cast<const float*>(view.data)[at]
                                    : to_f32(static_cast<const bf16*>(view.data)[at]);
+}
+
+// Columns first, first + stride, ... of a row, all on their way at once; zeros past its end.
+template <typename T, int kCount>
+__device__ inline void load_batch_as(const TensorView& view, std::int64_t row, int first,
+                                     int stride, float (&out)[kCount]) {
+  const T* const from = static_cast<const T*>(view.data) + row * view.row_stride;
+  T batch[kCount] = {};
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    if (first + i * stride < view.cols) batch[i] = from[first + i * stride];
+  }
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    if constexpr (std::is_same_v<T, float>) {
+      out[i] = batch[i];
+    } else {
+      out[i] = to_f32(batch[i]);
+    }
+  }
+}
+template <int kCount>
+__device__ inline void load_batch(const TensorView& view, std::int64_t row, int first, int stride,
+                                  float (&out)[kCount]) {
+  if (view.dtype == DType::kF32) {
+    load_batch_as<float>(view, row, first, stride, out);
+  } else {
+    load_batch_as<bf16>(view, row, first, stride, out);
+  }
 }
 
 // What `value` becomes when it is stored as `dtype`.
