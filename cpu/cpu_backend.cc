@@ -404,6 +404,7 @@ void CpuBackend::expert_half(const ExpertParams& params, ExpertHalf half, DType 
 }
 
 void CpuBackend::experts(const StepView& /*step*/, const ExpertParams& params) {
+  for (const ExpertPart& part : params.parts) CHECK(part.num_blocks == 1, "a run of blocks");
   pass_guards(params.parts);
   for (const ExpertHalf half : {ExpertHalf::kGateUp, ExpertHalf::kDown}) {
     expert_half(params, half, DType::kBf16);

@@ -343,6 +343,7 @@ void ReferenceBackend::route(const StepView& step, const RouteParams& params) {
 
 void ReferenceBackend::experts(const StepView& /*step*/, const ExpertParams& params) {
   for (const ExpertPart& part : params.parts) {
+    CHECK(part.num_blocks == 1, "a run of blocks");
     if (!part.passes_guard()) continue;
     const ExpertUse& use = params.uses[part.use];
     for (std::size_t i = 0; i < use.rows.size(); ++i) {

@@ -63,6 +63,13 @@ Status CudaBackend::run_parts(const ExpertParams& params) {
 Status CudaBackend::add_part(const ExpertParams& params, const ExpertPart& part) {
   const ExpertUse& use = params.uses[static_cast<std::size_t>(part.use)];
   if (use.rows.empty()) return {};
+  const bool for_prompts = use.num_decode_rows < static_cast<int>(use.rows.size());
+  if (part.num_blocks > 1 && (for_prompts || part.device() != device())) {
+    for (int i = 0; i < part.num_blocks; ++i) {
+      RETURN_IF_ERROR(add_part(params, part.block_at(i)));
+    }
+    return {};
+  }
   const bool gate_up = part.half == ExpertHalf::kGateUp;
   ExpertTask task;
   task.weight = gate_up ? part.gate : part.down;
@@ -94,10 +101,10 @@ Status CudaBackend::add_part(const ExpertParams& params, const ExpertPart& part)
   const int num_decode = std::min(use.num_decode_rows, num_rows);
   const int defined_begin = tensor_cores && options_.fast_experts ? num_decode : 0;
   const int defined_end = tensor_cores ? num_decode : num_rows;
-  add_tasks(ExpertFewTask{task.weight, task.up, part.row_begin}, use, gate_up, 0, defined_begin,
-            few_tasks_);
-  add_tasks(ExpertTask{task.weight, task.up, part.row_begin}, use, gate_up, defined_begin,
-            defined_end, tasks_);
+  add_tasks(ExpertFewTask{task.weight, task.up, part.row_begin, part.num_blocks, part.stride}, use,
+            gate_up, 0, defined_begin, few_tasks_);
+  add_tasks(ExpertTask{task.weight, task.up, part.row_begin, part.num_blocks, part.stride}, use,
+            gate_up, defined_begin, defined_end, tasks_);
   if (defined_end < num_rows) prefill_experts_.add(task.weight, task.up, part.row_begin, use);
   return {};
 }

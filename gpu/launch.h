@@ -32,6 +32,13 @@ struct StepTables {
   const std::int32_t* index_pages = nullptr;   // may be the same, with other sequences in it
 };
 
+// Adds one to a count in device memory and posts it in pinned host memory.
+struct CountUpParams {
+  std::uint64_t* count;
+  std::uint64_t* word;
+};
+Status launch_count_up(const CountUpParams& params, const Stream& stream);
+
 // y[t] = W . x[t] in the defined arithmetic (quant/defined_arithmetic.h), bit for bit, whatever T.
 struct GemvParams {
   QuantView weight;  // tile16
@@ -80,12 +87,15 @@ struct WidenParams {
 };
 Status launch_widen(const WidenParams& params, const Stream& stream);
 
-// A block of output rows of one expert, for a few of the rows that chose it.
+// A block of output rows of one expert, or a run of such blocks (ExpertPart), for a few of the rows
+// that chose it.
 inline constexpr int kExpertTaskRows = 4;
 struct ExpertTask {
-  QuantView weight;                            // tile16: gate, or down
+  QuantView weight;                            // tile16: gate, or down; of the first block
   QuantView up;                                // tile16; empty for a down task
   int row_begin = 0;                           // first output column
+  int num_blocks = 1;                          // of the run
+  std::int64_t stride = 0;                     // bytes from one to the next
   int num_inputs = 0;                          // at most kExpertTaskRows
   std::int32_t in_rows[kExpertTaskRows] = {};  // rows of x
   std::int32_t out_row = 0;                    // input i goes to row out_row + i of out
@@ -116,6 +126,8 @@ struct ExpertFewTask {
   QuantView weight;                           // as in an ExpertTask
   QuantView up;                               //
   int row_begin = 0;                          //
+  int num_blocks = 1;                         //
+  std::int64_t stride = 0;                    //
   int num_inputs = 0;                         // at most kExpertFewRows
   std::int32_t in_rows[kExpertFewRows] = {};  // rows of x
   std::int32_t out_row = 0;                   // input i goes to row out_row + i of out
@@ -213,6 +225,10 @@ struct EmbedParams {
 };
 Status launch_embed(const EmbedParams& params, const Stream& stream);
 
+// Rows without gaps to pinned host memory: of few bytes that is sooner done than a copy is begun.
+inline constexpr std::int64_t kPostedBytes = std::int64_t{256} << 10;
+Status launch_post(TensorView rows, void* host, const Stream& stream);
+
 // out[i] = x[rows[i]]
 Status launch_gather_rows(TensorView x, const std::int32_t* rows, TensorView out,
                           const Stream& stream);
@@ -230,6 +246,7 @@ Status launch_append(const AppendParams& params, const Stream& stream);
 
 // What Backend::prepare_attention() says, in one launch, to the bits of the launchers above. kv_a
 // and the indexer's key are read only: their steps stay in shared memory.
+inline constexpr int kMostFusedLatent = 2048;  // longer rows are normed by more threads
 struct AttentionInputRowsParams {
   AttentionInputParams inputs;
   StepTables step;

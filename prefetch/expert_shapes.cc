@@ -3,7 +3,10 @@
 namespace stoker {
 namespace {
 
-constexpr std::byte kSomewhere{};  // an address to make parts of that nobody reads
+// An address in memory that nobody reads, to make parts of.
+const std::byte* somewhere(std::int64_t offset) {
+  return reinterpret_cast<const std::byte*>(std::uintptr_t{1} << 20) + offset;
+}
 
 }  // namespace
 
@@ -20,13 +23,20 @@ ExpertShapes::ExpertShapes(std::span<const ExpertLayer> layers, const ExpertSour
     layer.num_experts = spec.num_experts;
     layer.top_k = spec.top_k;
     layer.expert_bytes = source.expert_bytes(spec.layer);
+    std::vector<ExpertPart> parts;
     for (int block = 0; block < source.num_blocks(spec.layer); ++block) {
       layer.blocks.push_back(
           {source.block_offset(spec.layer, block), source.block_bytes(spec.layer, block)});
-      if (source.part(spec.layer, block, &kSomewhere, device).half != ExpertHalf::kGateUp) continue;
+      parts.push_back(
+          source.part(spec.layer, block, somewhere(layer.blocks.back().offset), device));
+      parts.back().block = block;
+      if (parts.back().half != ExpertHalf::kGateUp) continue;
       CHECK(layer.num_gate_up == block, "gate/up block {} of layer {} after a down block", block,
             spec.layer);
       ++layer.num_gate_up;
+    }
+    for (const ExpertPart& run : in_runs(parts)) {
+      layer.runs.push_back({run.block, run.num_blocks, run.stride});
     }
     CHECK(layer.num_gate_up > 0 && layer.num_gate_up < layer.num_blocks(),
           "layer {}: {} blocks, {} of them gate/up", spec.layer, layer.num_blocks(),

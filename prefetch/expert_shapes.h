@@ -21,11 +21,17 @@ class ExpertShapes {
   struct Block {
     std::int64_t offset = 0, bytes = 0;
   };
+  // Blocks of one half that follow one another at equal distances and have as many rows each.
+  struct Run {
+    int first_block = 0, num_blocks = 1;
+    std::int64_t stride = 0;
+  };
   struct Layer {
     int num_experts = 0, top_k = 0;
     int num_gate_up = 0;  // blocks [0, num_gate_up) are gate/up, the rest down
     std::int64_t expert_bytes = 0;
     std::vector<Block> blocks;  // empty: a layer without routed experts
+    std::vector<Run> runs;      // all blocks, in their order
 
     int num_blocks() const { return static_cast<int>(blocks.size()); }
   };

@@ -135,7 +135,7 @@ void TieredExperts::choose_sites() {
     Use& u = states_[at(use)];
     u.site = home(layer_);
     u.device = -1;
-    u.next_block = 0;
+    u.next_run = 0;
     if (cache == nullptr) continue;
     std::optional<ExpertLease> lease = cache->lease(id_of(use));
     if (!lease) continue;
@@ -215,11 +215,12 @@ void TieredExperts::schedule() {
 }
 
 std::size_t TieredExperts::take_ready(std::span<ExpertPart> out) {
+  const auto num_runs = static_cast<int>(shapes_.layer(layer_).runs.size());
   std::size_t taken = 0;
   for (; num_held_ > 0 && taken < out.size(); ++next_held_) {
     if (states_[at(next_held_)].device < 0) continue;
     give_out_held(next_held_, out, taken);
-    if (states_[at(next_held_)].next_block < shapes_.layer(layer_).num_blocks()) break;
+    if (states_[at(next_held_)].next_run < num_runs) break;
     --num_held_;
   }
   const std::size_t num_above = taken;
@@ -230,18 +231,21 @@ std::size_t TieredExperts::take_ready(std::span<ExpertPart> out) {
   return taken;
 }
 
-// Blocks of a copy on a device, gate/up before down as they lie.
+// Runs of blocks of a copy on a device, gate/up before down as they lie.
 void TieredExperts::give_out_held(int use, std::span<ExpertPart> out, std::size_t& taken) {
   Use& u = states_[at(use)];
   const DeviceSlots& slots = *devices_[at(u.device)].slots;
   const ExpertShapes::Layer& shape = shapes_.layer(layer_);
-  while (u.next_block < shape.num_blocks() && taken < out.size()) {
-    const int block = u.next_block++;
+  const std::byte* const bytes = slots.slot(u.lease.slot());
+  while (u.next_run < static_cast<int>(shape.runs.size()) && taken < out.size()) {
+    const ExpertShapes::Run& run = shape.runs[at(u.next_run++)];
     ExpertPart& part = out[taken++];
-    part = source_.part(layer_, block, slots.slot(u.lease.slot()) + shape.blocks[at(block)].offset,
+    part = source_.part(layer_, run.first_block, bytes + shape.blocks[at(run.first_block)].offset,
                         slots.device());
     part.use = use;
-    part.block = block;
+    part.block = run.first_block;
+    part.num_blocks = run.num_blocks;
+    part.stride = run.stride;
     part.site = slots.device();
   }
 }

@@ -96,9 +96,9 @@ class TieredExperts final : public ExpertProvider, private UpperTier {
   // A use of the open set.
   struct Use {
     DeviceId site = kHost;
-    int device = -1;     // whose copy it is computed from; -1: none
-    ExpertLease lease;   // of that copy
-    int next_block = 0;  // of it, to be given out
+    int device = -1;    // whose copy it is computed from; -1: none
+    ExpertLease lease;  // of that copy
+    int next_run = 0;   // of its blocks, to be given out
   };
 
   class Set final : public ExpertSet {

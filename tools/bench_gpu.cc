@@ -169,6 +169,7 @@ class DeviceBench {
           of_set.back().use = e;
         }
       }
+      of_set = in_runs(of_set);
       sets.push_back(std::move(set));
     }
     const DType dtype = backend_.activation_dtype();

@@ -23,6 +23,52 @@ void for_each_counter(LayerCounters& mine, const LayerCounters& other, Fn fn) {
 
 }  // namespace
 
+ExpertPart ExpertPart::block_at(int index) const {
+  CHECK(index >= 0 && index < num_blocks, "block {} of a run of {}", index, num_blocks);
+  ExpertPart part = *this;
+  part.num_blocks = 1;
+  part.stride = 0;
+  part.block += index;
+  part.row_begin += index * num_rows;
+  for (QuantView* const view : {&part.gate, &part.up, &part.down}) {
+    if (view->payload != nullptr) view->payload += index * stride;
+    if (view->scales != nullptr) view->scales += index * stride;
+  }
+  return part;
+}
+
+bool ExpertPart::extend(const ExpertPart& next) {
+  const auto payload = [this](const ExpertPart& part) {
+    return half == ExpertHalf::kGateUp ? part.gate.payload : part.down.payload;
+  };
+  const std::int64_t further = payload(next) - payload(*this);
+  const auto as_far = [further](const std::byte* from, const std::byte* to) {
+    return from == nullptr ? to == nullptr : to - from == further;
+  };
+  const auto alike = [&](const QuantView& mine, const QuantView& other) {
+    return mine.rows == other.rows && mine.spec == other.spec && mine.device == other.device &&
+           as_far(mine.payload, other.payload) && as_far(mine.scales, other.scales);
+  };
+  if (next.use != use || next.half != half || next.site != site || next.num_rows != num_rows ||
+      next.row_begin != row_begin + num_blocks * num_rows || next.num_blocks != 1 ||
+      next.guard != nullptr || guard != nullptr || further <= 0 ||
+      (num_blocks > 1 && further != num_blocks * stride) || !alike(gate, next.gate) ||
+      !alike(up, next.up) || !alike(down, next.down)) {
+    return false;
+  }
+  if (num_blocks == 1) stride = further;
+  ++num_blocks;
+  return true;
+}
+
+std::vector<ExpertPart> in_runs(std::span<const ExpertPart> blocks) {
+  std::vector<ExpertPart> runs;
+  for (const ExpertPart& block : blocks) {
+    if (runs.empty() || !runs.back().extend(block)) runs.push_back(block);
+  }
+  return runs;
+}
+
 LayerCounters& LayerCounters::operator+=(const LayerCounters& other) {
   for_each_counter(*this, other, [](std::int64_t& a, std::int64_t b) { a += b; });
   return *this;

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "core/base/error.h"
 #include "core/base/ids.h"
@@ -45,7 +46,7 @@ class BlockGuard {
 
 // A runnable block of one expert: output rows [row_begin, row_begin + num_rows) of gate and up, or
 // of down. The views are valid until the set is released; `gate` and `up` are used by kGateUp,
-// `down` by kDown.
+// `down` by kDown. Or, of an expert that a device holds whole, a run of blocks like this one.
 struct ExpertPart {
   int use = 0;  // index into the uses given to demand()
   ExpertHalf half = ExpertHalf::kGateUp;
@@ -54,12 +55,20 @@ struct ExpertPart {
   QuantView gate, up,
       down;  // [num_rows, hidden_size], [num_rows, hidden_size], [num_rows, moe_intermediate_size]
   int block = 0;                // its number among the expert's
+  int num_blocks = 1;           // of the run: those after it have as many rows each,
+  std::int64_t stride = 0;      // and each begins so many bytes after the one before
   DeviceId site = kHost;        // whose backend computes it; one for all parts of a use
   BlockGuard* guard = nullptr;  // null: the bytes have been checked
   std::uint32_t ticket = 0;
   bool passes_guard() const { return guard == nullptr || guard->check(ticket); }
   DeviceId device() const { return half == ExpertHalf::kGateUp ? gate.device : down.device; }
+  // One block of a run by itself.
+  ExpertPart block_at(int index) const;
+  // Takes `next` into the run, if it is a block that goes on it.
+  bool extend(const ExpertPart& next);
 };
+// The same blocks, in as few parts as runs make of them.
+std::vector<ExpertPart> in_runs(std::span<const ExpertPart> blocks);
 
 // The experts of one layer and step, leased until the set is released.
 class ExpertSet {
@@ -143,8 +152,8 @@ class ExpertProvider {
   // Says what a later layer may want soon. Free to ignore.
   virtual void hint(const LookAhead& guesses) = 0;
 
-  // What the host's backend took to compute its experts of the open set, just before that is
-  // released. Free to ignore.
+  // What the host's backend took to compute its experts of the open set, once that is through. Free
+  // to ignore.
   virtual void note_host_time(double /*us*/) {}
 
   // Waits until a part of the open set may have become runnable, or `timeout` has passed.

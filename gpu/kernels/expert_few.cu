@@ -37,8 +37,8 @@ inline constexpr int kBlocks = kGateUp || kGroup < 64 ? 2 : 3;
 // Their shared memory, unless two stages take more: so many fit the H100's 228 KiB, and one fits
 // any device.
 constexpr int shared_budget(int blocks) { return (blocks == 2 ? 96 : 74) << 10; }
-// Kernel parameters hold 32 KiB; FP8 experts of a token have 256 blocks of gate and up.
-constexpr int kTasksPerLaunch = 256;
+// All experts of a token, each in a run or two; a KiB of parameters takes 0.1 us to launch.
+constexpr int kTasksPerLaunch = 64;
 // Rows of sums are padded so that lanes that store for different inputs use different banks.
 constexpr int kSumStride = kPairRows + 4;
 
@@ -48,7 +48,9 @@ static_assert(kExpertFewRows == kMmaN);
 struct Task {
   const std::byte *payload, *scales;        // gate, or down
   const std::byte *up_payload, *up_scales;  // of a gate/up task
-  std::int32_t rows, row_begin, num_inputs, out_row;
+  std::int64_t stride;                      // from one block of the run to the next
+  std::int32_t rows;                        // of a block
+  std::int32_t row_begin, num_inputs, out_row;
   std::int32_t in_rows[kExpertFewRows];
   std::int32_t first_pair;  // of all pairs of a launch
 };
@@ -62,7 +64,28 @@ struct Batch {
   int stage_bytes, ring_bytes;
   int num_tasks, num_pairs;
 };
-static_assert(sizeof(Batch) <= 32764);
+static_assert(sizeof(Batch) <= 8 << 10);
+
+// Pair `pair` of a task: the block of the run, as a task of its own would have it, and the pair's
+// number there.
+struct BlockPair {
+  const std::byte *payload, *scales, *up_payload, *up_scales;
+  std::int32_t rows, row_begin;
+  int pair;
+};
+template <bool kGateUp>
+__device__ BlockPair block_pair(const Task& task, int pair) {
+  const int pairs = gpu::num_pairs<kGateUp>(task.rows);
+  const int block = static_cast<int>(static_cast<unsigned>(pair) / static_cast<unsigned>(pairs));
+  const std::int64_t further = block * task.stride;
+  return {task.payload + further,
+          task.scales + further,
+          task.up_payload + further,
+          task.up_scales + further,
+          task.rows,
+          task.row_begin + block * task.rows,
+          pair - block * pairs};
+}
 
 template <typename C>
 __device__ int turns_of(int cols) {
@@ -132,7 +155,8 @@ class ChunkRing {
     if (pair_ >= pair_end_) return;
     while (pair_ >= task_[1].first_pair) ++task_;
     const TileSizes sizes = tile_sizes<C::kFormat, C::kSpec.group>(batch_.x.cols);
-    const TilePair tiles = tiles_of<kGateUp>(*task_, sizes, pair_ - task_->first_pair);
+    const BlockPair place = block_pair<kGateUp>(*task_, pair_ - task_->first_pair);
+    const TilePair tiles = tiles_of<kGateUp>(place, sizes, place.pair);
     from_ = lane_sources<C>(tiles, this_warp(), this_lane());
     has_second_ = tiles.has[1];
     col_ = this_warp() * C::kCols;
@@ -283,7 +307,7 @@ __global__ void __launch_bounds__(kThreads, (kBlocks<kGroup, kGateUp>))
   const int pair_begin = share_begin(block, num_blocks, b.num_pairs);
   const int pair_end = share_begin(block + 1, num_blocks, b.num_pairs);
   const int num_chunks = (static_cast<int>(b.x.cols) + C::kCols - 1) / C::kCols;
-  const Task* task = b.tasks + task_of_pair(b.tasks, b.num_tasks, pair_begin);
+  const Task* task = b.tasks + task_at(b.tasks, b.num_tasks, pair_begin, &Task::first_pair);
   wait_for_previous();
   ChunkRing<C, kGateUp> ring(b, task, pair_begin, pair_end, num_chunks,
                              shared_address(shared) + warp * b.ring_bytes);
@@ -309,8 +333,9 @@ __global__ void __launch_bounds__(kThreads, (kBlocks<kGroup, kGateUp>))
     // 2. The warps in order.
     constexpr int kOutputs = kGateUp ? quant::kTileRows : kPairRows;
     const int input = thread / kOutputs, output = thread % kOutputs;
-    const int row = (pair - task->first_pair) * kOutputs + output;
-    if (input >= num_inputs || row >= task->rows) continue;
+    const BlockPair place = block_pair<kGateUp>(*task, pair - task->first_pair);
+    const int row = place.pair * kOutputs + output;
+    if (input >= num_inputs || row >= place.rows) continue;
     const float* const mine = sums + input * kSumStride + output;
     float value = sum_of_warps(mine, b.most_inputs);
     if constexpr (kGateUp) {
@@ -318,7 +343,7 @@ __global__ void __launch_bounds__(kThreads, (kBlocks<kGroup, kGateUp>))
       const float up = rounded(b.out.dtype, sum_of_warps(mine + quant::kTileRows, b.most_inputs));
       value = __fmul_rn(quant::silu_defined(gate), up);
     }
-    store(b.out, task->out_row + input, task->row_begin + row, value);
+    store(b.out, task->out_row + input, place.row_begin + row, value);
   }
 }
 
@@ -343,6 +368,7 @@ Task packed(const ExpertFewTask& task) {
               task.weight.scales,
               task.up.payload,
               task.up.scales,
+              task.stride,
               static_cast<std::int32_t>(task.weight.rows),
               task.row_begin,
               task.num_inputs,
@@ -372,10 +398,12 @@ Status run_batches(const ExpertFewParams& params, const char* name, const Stream
       const ExpertFewTask& task = tasks[i];
       check_expert_mma(task.weight, kGateUp ? task.up : QuantView{}, spec, params.x.cols);
       CHECK(task.num_inputs > 0 && task.num_inputs <= kExpertFewRows, "{} rows", task.num_inputs);
+      CHECK(task.num_blocks > 0 && task.stride % 16 == 0, "a run of {} blocks, {} bytes apart",
+            task.num_blocks, task.stride);
       batch.tasks[i] = packed(task);
       batch.tasks[i].first_pair = num_pairs;
       batch.most_inputs = std::max(batch.most_inputs, task.num_inputs);
-      num_pairs += gpu::num_pairs<kGateUp>(task.weight.rows);
+      num_pairs += task.num_blocks * gpu::num_pairs<kGateUp>(task.weight.rows);
     }
     batch.tasks[tasks.size()].first_pair = num_pairs;
     batch.num_tasks = static_cast<int>(tasks.size());

@@ -9,16 +9,19 @@
 namespace stoker::gpu {
 namespace {
 
-// Kernel parameters hold 32 KiB. A launch ends with multiprocessors that have nothing left to do,
-// so it should take the blocks of all experts of a token, of which INT4 experts have 15 each.
-constexpr int kTasksPerLaunch = 256;
+// A launch ends with multiprocessors that have nothing left to do, so it should take all experts of
+// a token, each in a run or two; and a KiB of parameters takes 0.1 us to launch.
+constexpr int kTasksPerLaunch = 64;
 
 // An ExpertTask without what all tasks of a launch share.
 struct Task {
   const std::byte *payload, *scales;        // gate, or down
   const std::byte *up_payload, *up_scales;  // of a gate/up task
-  std::int32_t rows, row_begin, num_inputs, out_row;
+  std::int64_t stride;                      // from one block of the run to the next
+  std::int32_t rows;                        // of a block
+  std::int32_t row_begin, num_inputs, out_row;
   std::int32_t in_rows[kExpertTaskRows];
+  std::int32_t num_blocks;  // of the run
 };
 
 struct Batch {
@@ -30,14 +33,30 @@ struct Batch {
   int slices;
   int tiles_per_block;
 };
-static_assert(sizeof(Batch) <= 32764);
+static_assert(sizeof(Batch) <= 8 << 10);
+
+// Blocks that share a multiprocessor at least, with as many registers as that leaves them: fewer
+// hide less of the memory.
+template <QuantFormat kFormat, int kInputs>
+inline constexpr int kLeastBlocks = kInputs > 1                     ? 1
+                                    : kFormat == QuantFormat::kInt4 ? 3
+                                                                    : 4;
+
+// grid.z is the task, and grid.y the block of its run, which only the longest have: addresses
+// follow from the grid alone, so they take no registers of a thread.
+__device__ int block_of_run() { return static_cast<int>(blockIdx.y); }
 
 __device__ QuantView matrix_of(const Batch& b, const Task& task, bool up) {
+  const std::int64_t further = block_of_run() * task.stride;
   QuantView matrix = b.shape;
-  matrix.payload = up ? task.up_payload : task.payload;
-  matrix.scales = up ? task.up_scales : task.scales;
+  matrix.payload = (up ? task.up_payload : task.payload) + further;
+  matrix.scales = (up ? task.up_scales : task.scales) + further;  // not read where there are none
   matrix.rows = task.rows;
   return matrix;
+}
+
+__device__ std::int64_t first_output(const Task& task) {
+  return std::int64_t{block_of_run()} * task.rows + task.row_begin;
 }
 
 template <typename X, int kInputs>
@@ -48,11 +67,12 @@ __device__ void task_inputs(const Task& task, const TensorView& x, const X* (&in
   }
 }
 
-// The tiles of `task` that this block computes: [begin, end), perhaps none.
+// The tiles of that block that this block of threads computes: [begin, end), perhaps none.
 struct TileRange {
   std::int64_t begin, end;
 };
 __device__ TileRange tiles_of(const Batch& b, const Task& task) {
+  if (block_of_run() >= task.num_blocks) return {};
   const std::int64_t num_tiles = (task.rows + quant::kTileRows - 1) / quant::kTileRows;
   const std::int64_t begin = std::int64_t{blockIdx.x} * b.tiles_per_block;
   return {begin, min(begin + b.tiles_per_block, num_tiles)};
@@ -66,15 +86,13 @@ __device__ bool has_output(const Task& task, std::int64_t tile, std::int64_t& ro
 }
 
 template <QuantFormat kFormat, typename X, int kInputs>
-__global__ void __launch_bounds__(kTileThreads) expert_gate_up(const __grid_constant__ Batch b) {
+__global__ void __launch_bounds__(kTileThreads, (kLeastBlocks<kFormat, kInputs>))
+    expert_gate_up(const __grid_constant__ Batch b) {
   start_next();
   extern __shared__ __align__(16) std::byte shared[];
-  const Task& task = b.tasks[blockIdx.y];
+  const Task& task = b.tasks[blockIdx.z];
   const TileRange tiles = tiles_of(b, task);
-  if (tiles.begin >= tiles.end) {
-    wait_for_previous();
-    return;
-  }
+  if (tiles.begin >= tiles.end) return;  // other blocks wait for what was before
   const X* inputs[kInputs];
   task_inputs(task, b.x, inputs);
   const QuantView gate_view = matrix_of(b, task, false), up_view = matrix_of(b, task, true);
@@ -85,21 +103,19 @@ __global__ void __launch_bounds__(kTileThreads) expert_gate_up(const __grid_cons
         std::int64_t row;
         if (!has_output(task, tile, row)) return;
         const float gate = rounded(b.out.dtype, dots[0]), up = rounded(b.out.dtype, dots[1]);
-        store(b.out, task.out_row + tile_spot().input, task.row_begin + row,
+        store(b.out, task.out_row + tile_spot().input, first_output(task) + row,
               __fmul_rn(quant::silu_defined(gate), up));
       });
 }
 
 template <QuantFormat kFormat, typename X, int kInputs>
-__global__ void __launch_bounds__(kTileThreads) expert_down(const __grid_constant__ Batch b) {
+__global__ void __launch_bounds__(kTileThreads, (kLeastBlocks<kFormat, kInputs>))
+    expert_down(const __grid_constant__ Batch b) {
   start_next();
   extern __shared__ __align__(16) std::byte shared[];
-  const Task& task = b.tasks[blockIdx.y];
+  const Task& task = b.tasks[blockIdx.z];
   const TileRange tiles = tiles_of(b, task);
-  if (tiles.begin >= tiles.end) {
-    wait_for_previous();
-    return;
-  }
+  if (tiles.begin >= tiles.end) return;  // other blocks wait for what was before
   const X* inputs[kInputs];
   task_inputs(task, b.x, inputs);
   const QuantView view = matrix_of(b, task, false);
@@ -109,13 +125,15 @@ __global__ void __launch_bounds__(kTileThreads) expert_down(const __grid_constan
                                       std::int64_t row;
                                       if (!has_output(task, tile, row)) return;
                                       store(b.out, task.out_row + tile_spot().input,
-                                            task.row_begin + row, dots[0]);
+                                            first_output(task) + row, dots[0]);
                                     });
 }
 
 void check_task(const ExpertTask& task, const ExpertTask& first, const TensorView& x, bool has_up) {
   check_tiled(task.weight, "expert");
   CHECK(task.num_inputs > 0 && task.num_inputs <= kExpertTaskRows, "{} rows", task.num_inputs);
+  CHECK(task.num_blocks > 0 && task.stride % 16 == 0, "a run of {} blocks, {} bytes apart",
+        task.num_blocks, task.stride);
   CHECK(task.weight.spec == first.weight.spec && task.weight.cols == x.cols,
         "experts of one call differ, or take {} inputs of {}", task.weight.cols, x.cols);
   if (!has_up) return;
@@ -127,15 +145,12 @@ void check_task(const ExpertTask& task, const ExpertTask& first, const TensorVie
 }
 
 Task packed(const ExpertTask& task) {
-  Task packed{task.weight.payload,
-              task.weight.scales,
-              task.up.payload,
-              task.up.scales,
-              static_cast<std::int32_t>(task.weight.rows),
-              task.row_begin,
-              task.num_inputs,
-              task.out_row,
-              {}};
+  Task packed{task.weight.payload, task.weight.scales,
+              task.up.payload,     task.up.scales,
+              task.stride,         static_cast<std::int32_t>(task.weight.rows),
+              task.row_begin,      task.num_inputs,
+              task.out_row,        {},
+              task.num_blocks};
   std::copy(std::begin(task.in_rows), std::end(task.in_rows), packed.in_rows);
   return packed;
 }
@@ -156,10 +171,12 @@ Status run_batches(const ExpertBatchParams& params, bool has_up, const char* nam
     batch.aligned = reads_aligned(params.x);
     const quant::Tile16 tile = quant::tile16_of(tasks[0].weight);
     std::int64_t num_tiles = 0;
-    int num_inputs = 0;
+    int num_inputs = 0, num_blocks = 0, most_blocks = 0;
     for (std::size_t i = 0; i < tasks.size(); ++i) {
       check_task(tasks[i], params.tasks[0], params.x, has_up);
       batch.tasks[i] = packed(tasks[i]);
+      num_blocks += tasks[i].num_blocks;
+      most_blocks = std::max(most_blocks, tasks[i].num_blocks);
       num_tiles = std::max(num_tiles, quant::tile16_of(tasks[i].weight).num_tiles());
       num_inputs = std::max(num_inputs, tasks[i].num_inputs);
     }
@@ -168,20 +185,19 @@ Status run_batches(const ExpertBatchParams& params, bool has_up, const char* nam
       batch.slices = plan.slices;
       const auto chosen = kernel(format, input, inputs);
       RETURN_IF_ERROR(allow_shared(chosen, plan.shared_bytes));
-      const auto num_tasks = static_cast<std::int64_t>(tasks.size());
       batch.tiles_per_block = 1;
       if (plan.slices >= tile.num_groups()) {
         // The inputs of a block serve all its tiles: as many as let all blocks run at once, if that
         // leaves enough blocks for every multiprocessor to have its share.
         ASSIGN_OR_RETURN(const std::int64_t at_once,
                          blocks_at_once(chosen, plan.threads, plan.shared_bytes));
-        const std::int64_t per_task = at_once / num_tasks;
-        if (per_task > 1) {
-          batch.tiles_per_block = static_cast<int>((num_tiles + per_task - 1) / per_task);
+        const std::int64_t per_block = at_once / num_blocks;
+        if (per_block > 1) {
+          batch.tiles_per_block = static_cast<int>((num_tiles + per_block - 1) / per_block);
         }
       }
       const dim3 grid(blocks_for(num_tiles, batch.tiles_per_block),
-                      static_cast<unsigned>(num_tasks));
+                      static_cast<unsigned>(most_blocks), static_cast<unsigned>(tasks.size()));
       const Start start = params.in_order ? Start::kInOrder : Start::kEarly;
       return launch_kernel(name, chosen, {grid, dim3(plan.threads), plan.shared_bytes, start},
                            stream, batch);

@@ -134,7 +134,7 @@ TEST(ExpertPlaces, SharesOfPairsOfTasks) {
     }
     const int num_pairs = static_cast<int>(owners.size());
     for (int pair = 0; pair < num_pairs; ++pair) {
-      ASSERT_EQ(task_of_pair(tasks.data(), num_tasks, pair),
+      ASSERT_EQ(task_at(tasks.data(), num_tasks, pair, &Task::first_pair),
                 owners[static_cast<std::size_t>(pair)]);
     }
     for (const int wanted : {1, 2, 264, 396}) {

@@ -110,7 +110,17 @@ class CudaExpertsMma : public CudaTest {
     expect_fine();
     slots_.clear();
     for (const ExpertUse& use : uses) slots_.push_back(use.slot_begin);
-    return {download(hidden.view()), download(out.view())};
+    Outputs outputs{download(hidden.view()), download(out.view())};
+    if (on_device) {  // in runs of blocks, too
+      const Tensor run_hidden = empty(activation, num_slots, shape_.inter_size);
+      const Tensor run_out = empty(activation, num_slots, shape_.hidden_size);
+      backend->experts(step.view,
+                       {device_x.view(), run_hidden.view(), run_out.view(), uses, in_runs(parts)});
+      expect_fine();
+      EXPECT_EQ(download(run_hidden.view()).data, outputs.hidden.data);
+      EXPECT_EQ(download(run_out.view()).data, outputs.out.data);
+    }
+    return outputs;
   }
 
   // That every slot holds what its row and expert come to, and others nothing.

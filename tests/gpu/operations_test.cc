@@ -1,6 +1,8 @@
 // Everything but products and attention, against formulas in double or the router's definition.
 #include <gtest/gtest.h>
 
+#include <cstring>
+
 #include "cpu/router.h"
 #include "quant/defined_arithmetic.h"
 #include "tests/gpu/cuda_test.h"
@@ -236,6 +238,24 @@ TEST_P(CudaOperations, RouteIsTheRouter) {
         }
       }
     }
+  }
+}
+
+// By a kernel to pinned memory, and by a copy to any other.
+TEST_P(CudaOperations, RowsGoToHostMemory) {
+  Random random(18);
+  constexpr int kRows = 5, kCols = 64;
+  const Tensor x = upload(random.values(kRows, kCols, activation), activation);
+  const TensorView views[] = {x.view(), x.view().col_slice(8, 40), x.view().col_slice(3, 21),
+                              x.view().row_slice(2, 1), x.view().row_slice(1, 1).col_slice(1, 1)};
+  for (const TensorView& view : views) {
+    std::vector<std::byte> copied(view.bytes());
+    const Tensor pinned = backend->allocate_host(activation, view.rows, view.cols).value();
+    backend->copy_out(copied.data(), view);
+    backend->copy_out(pinned.view().data, view);
+    expect_fine();
+    EXPECT_EQ(std::memcmp(copied.data(), pinned.view().data, copied.size()), 0)
+        << view.rows << " x " << view.cols;
   }
 }
 

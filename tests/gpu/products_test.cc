@@ -404,15 +404,17 @@ class CudaExperts : public CudaProducts {
     begin(step);
     const Values x = random.values(5, hidden_size, activation, 0.2f);
     const Tensor device_x = upload(x, activation);
-    const Tensor hidden = empty(activation, num_slots, inter_size);
-    const Tensor out = empty(activation, num_slots, hidden_size);
-    backend->experts(step.view, {device_x.view(), hidden.view(), out.view(), uses, parts});
-    const Values got_hidden = download(hidden.view()), got = download(out.view());
-    for (std::size_t e = 0; e < rows.size(); ++e) {
-      for (std::size_t i = 0; i < rows[e].size(); ++i) {
-        check(experts[e], x.row(rows[e][i]), uses[e].slot_begin + static_cast<int>(i), got_hidden,
-              got);
-        if (HasFailure()) return;
+    for (const std::vector<ExpertPart>& given : {parts, in_runs(parts)}) {
+      const Tensor hidden = empty(activation, num_slots, inter_size);
+      const Tensor out = empty(activation, num_slots, hidden_size);
+      backend->experts(step.view, {device_x.view(), hidden.view(), out.view(), uses, given});
+      const Values got_hidden = download(hidden.view()), got = download(out.view());
+      for (std::size_t e = 0; e < rows.size(); ++e) {
+        for (std::size_t i = 0; i < rows[e].size(); ++i) {
+          check(experts[e], x.row(rows[e][i]), uses[e].slot_begin + static_cast<int>(i), got_hidden,
+                got);
+          if (HasFailure()) return;
+        }
       }
     }
   }

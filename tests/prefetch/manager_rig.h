@@ -215,6 +215,9 @@ class ManagerRig {
   }
 
   void take(const ExpertPart& part) {
+    for (int i = 0; i < part.num_blocks; ++i) take_block(part.block_at(i));
+  }
+  void take_block(const ExpertPart& part) {
     const int block = part.row_begin;
     EXPECT_EQ(part.half == ExpertHalf::kGateUp, block < options_.num_gate_up);
     EXPECT_FALSE(passed_.contains({part.use, block})) << "a part came twice";

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <random>
 
 #include "prefetch/idle_windows.h"
@@ -56,6 +57,80 @@ TEST_F(ReuseOddsTest, LearnsHowLikelyEachAgeIsUsedNext) {
   EXPECT_GT(reuse_.next_turn({1, 1}), 0.8);
   EXPECT_LT(reuse_.next_turn({1, 40}), 0.01);  // never used
   EXPECT_LT(reuse_.next_turn({1, 3}), reuse_.next_turn({1, 1}));
+}
+
+// As experts of a device are given out.
+TEST(ExpertShapes, HasItsBlocksInRuns) {
+  const test::BlockSource source(2, 1);
+  const ExpertLayer layer{1, 64, 2};
+  const ExpertShapes shapes({&layer, 1}, source, kHost);
+  const ExpertShapes::Layer& shape = shapes.layer(1);
+  ASSERT_EQ(shape.runs.size(), 2U);  // of gate and up, and of down
+  int next = 0;
+  for (const ExpertShapes::Run& run : shape.runs) {
+    EXPECT_EQ(run.first_block, next);
+    const ExpertPart first = source.part(1, run.first_block, nullptr, kHost);
+    for (int i = 0; i < run.num_blocks; ++i, ++next) {
+      EXPECT_EQ(shape.blocks[next].offset, shape.blocks[run.first_block].offset + i * run.stride);
+      const ExpertPart part = source.part(1, next, nullptr, kHost);
+      EXPECT_EQ(part.half, first.half);
+      EXPECT_EQ(part.num_rows, first.num_rows);
+      EXPECT_EQ(part.row_begin, first.row_begin + i * first.num_rows);
+    }
+  }
+  EXPECT_EQ(next, shape.num_blocks());
+}
+
+// Equal blocks at equal distances, whatever else lies between them.
+TEST(ExpertParts, GoOnARunWhereTheyFit) {
+  constexpr int kRows = 16, kBlocks = 5;
+  std::vector<std::byte> memory(kBlocks * 4096 + 64);
+  const auto block = [&](int index) {
+    ExpertPart part;
+    part.row_begin = index * kRows;
+    part.num_rows = part.gate.rows = part.up.rows = kRows;
+    part.gate.payload = memory.data() + index * 4096;
+    part.gate.scales = part.gate.payload + 2048;
+    part.up.payload = part.gate.payload + 1024;
+    part.up.scales = part.gate.payload + 3072;
+    return part;
+  };
+  std::vector<ExpertPart> blocks;
+  for (int i = 0; i < kBlocks; ++i) blocks.push_back(block(i));
+  const std::vector<ExpertPart> runs = in_runs(blocks);
+  ASSERT_EQ(runs.size(), 1U);
+  ASSERT_EQ(runs[0].num_blocks, kBlocks);
+  for (int i = 0; i < kBlocks; ++i) {
+    const ExpertPart again = runs[0].block_at(i);
+    EXPECT_EQ(again.num_blocks, 1);
+    EXPECT_EQ(again.row_begin, blocks[i].row_begin);
+    EXPECT_EQ(again.gate.scales, blocks[i].gate.scales);
+    EXPECT_EQ(again.up.payload, blocks[i].up.payload);
+  }
+  // What does not fit begins another: a gap, fewer rows, up elsewhere, another use, place or half.
+  const std::function<void(ExpertPart&)> changes[] = {
+      [](ExpertPart& part) { part.row_begin += kRows; },
+      [](ExpertPart& part) { part.num_rows = part.gate.rows = part.up.rows = 3; },
+      [](ExpertPart& part) { part.up.payload += 64; },
+      [](ExpertPart& part) { part.gate.scales += 64; },
+      [](ExpertPart& part) { part.use = 1; },
+      [](ExpertPart& part) { part.site = DeviceId{1}; },
+      [](ExpertPart& part) { part.gate.device = DeviceId{1}; },
+      [](ExpertPart& part) {
+        part.half = ExpertHalf::kDown;
+        part.down = part.gate;
+      },
+  };
+  for (const auto& change : changes) {
+    ExpertPart run = runs[0].block_at(0), next = block(1);
+    ASSERT_TRUE(ExpertPart(run).extend(next));
+    change(next);
+    EXPECT_FALSE(run.extend(next));
+    EXPECT_EQ(run.num_blocks, 1);
+  }
+  ExpertPart run = block(0);
+  ASSERT_TRUE(run.extend(block(1)));
+  EXPECT_FALSE(run.extend(block(3)));
 }
 
 TEST(TransitionTable, KeepsTheMostFrequentSuccessorsAndForgets) {

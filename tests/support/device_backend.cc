@@ -135,7 +135,10 @@ void DeviceBackend::route(const StepView& step, const RouteParams& params) {
 }
 
 void DeviceBackend::experts(const StepView& step, const ExpertParams& params) {
-  parts_.assign(params.parts.begin(), params.parts.end());
+  parts_.clear();
+  for (const ExpertPart& part : params.parts) {
+    for (int i = 0; i < part.num_blocks; ++i) parts_.push_back(part.block_at(i));
+  }
   for (ExpertPart& part : parts_) {
     CHECK(part.site == device_, "a part for device {} on device {}", part.site.index,
           device_.index);

@@ -119,13 +119,14 @@ STOKER_HD constexpr int share_begin(int share, int num_shares, int count) {
   return static_cast<int>(static_cast<unsigned>(share) * static_cast<unsigned>(count) /
                           static_cast<unsigned>(num_shares));
 }
-// The task that has pair `pair` of a launch.
+// The task that has number `index` of what a launch has in a row; `first` says where each begins.
 template <typename Task>
-STOKER_HD constexpr int task_of_pair(const Task* tasks, int num_tasks, int pair) {
+STOKER_HD constexpr int task_at(const Task* tasks, int num_tasks, int index,
+                                std::int32_t Task::* first) {
   int begin = 0, end = num_tasks;
   while (end - begin > 1) {
     const int middle = (begin + end) / 2;
-    (tasks[middle].first_pair <= pair ? begin : end) = middle;
+    (tasks[middle].*first <= index ? begin : end) = middle;
   }
   return begin;
 }
