@@ -52,6 +52,16 @@ __global__ void __launch_bounds__(kThreads) embed(EmbedParams p) {
         quant::element_at(p.table, token, col) * quant::scale_at(p.table, token, col));
 }
 
+// `rows` in elements of T; grid.x is the row.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    post(const T* rows, std::int64_t row_stride, std::int64_t cols, T* host) {
+  start_next();
+  const std::int64_t row = blockIdx.x, col = column();
+  wait_for_previous();
+  if (col < cols) host[row * cols + col] = rows[row * row_stride + col];
+}
+
 __global__ void __launch_bounds__(kThreads) combine(const __grid_constant__ CombineRowsParams p) {
   start_next();
   const std::int64_t row = blockIdx.x, col = column();
@@ -89,6 +99,26 @@ Status launch_gather_rows(TensorView x, const std::int32_t* rows, TensorView out
   CHECK(x.cols == out.cols, "{} columns to {}", x.cols, out.cols);
   if (out.rows == 0) return {};
   return launch_kernel("gather_rows", gather_rows, shape_over(out), stream, x, rows, out);
+}
+
+Status launch_post(TensorView rows, void* host, const Stream& stream) {
+  if (rows.rows == 0 || rows.cols == 0) return {};
+  const auto element = static_cast<std::int64_t>(dtype_bytes(rows.dtype));
+  const auto post_as = [&](auto unit) {
+    using T = decltype(unit);
+    const auto size = static_cast<std::int64_t>(sizeof(T));
+    const std::int64_t cols = rows.cols * element / size;
+    const LaunchShape shape = {dim3(static_cast<unsigned>(rows.rows), blocks_for(cols, kThreads)),
+                               dim3(kThreads)};
+    return launch_kernel("post", post<T>, shape, stream, static_cast<const T*>(rows.data),
+                         rows.row_stride * element / size, cols, static_cast<T*>(host));
+  };
+  const auto divides = [](auto value) { return value % std::int64_t{sizeof(uint4)} == 0; };
+  const bool wide = divides(rows.cols * element) &&
+                    (rows.rows == 1 || divides(rows.row_stride * element)) &&
+                    divides(static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(rows.data) |
+                                                      reinterpret_cast<std::uintptr_t>(host)));
+  return wide ? post_as(uint4{}) : post_as(std::byte{});
 }
 
 Status launch_embed(const EmbedParams& params, const Stream& stream) {

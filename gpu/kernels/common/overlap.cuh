@@ -1,13 +1,14 @@
 // Launches that overlap: a kernel whose stream allows it may start when all blocks of the kernel
 // before it have called start_next() or have ended, instead of when that kernel is complete
 // ("programmatic dependent launch", compute capability 9.0). Every kernel that is launched by
-// launch_kernel() therefore calls wait_for_previous() in all threads, on every way out of it,
+// launch_kernel() therefore calls wait_for_previous() in all threads
 //   - before it reads anything that an earlier kernel may have written, and
 //   - before it writes anything, which an earlier kernel may still read or write.
+// Only blocks that have nothing to do may leave without, where others of their launch wait.
 // The wait ends when the kernel before is complete and what it wrote is visible. That kernel has
 // waited itself, so all kernels before are complete too, however early each of them let the next
-// one start. What follows an overlapped kernel as an ordinary launch, a copy, an event, a written
-// word or the end of a graph waits for its completion, which implies the same.
+// one start. What follows an overlapped kernel as an ordinary launch, a copy, an event or the end
+// of a graph waits for its completion, which implies the same.
 //
 // Before the wait stands what no kernel writes: indices, and the first weights. Those of experts do
 // not go through the L1 cache before it, where a line may be left of what was in their slot before.
@@ -86,7 +87,7 @@ Status launch_kernel(std::string_view name, void (*kernel)(Params...), const Lau
     cluster.id = cudaLaunchAttributeClusterDimension;
     cluster.val.clusterDim = {shape.cluster_blocks, 1, 1};
   }
-  // By address: some parameters are 32 KiB.
+  // By address: some parameters are large.
   const void* arguments[] = {&params...};
   return cuda_status(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel),
                                          const_cast<void**>(arguments)),
