@@ -150,12 +150,7 @@ Status Forward::tell_all_guesses(Runner& runner) {
 }
 
 Status Forward::run_experts(Runner& runner, ExpertSet& set) {
-  Backend& backend = this->backend();
   const std::span<const ExpertUse> uses = host_->plan.uses();
-  const auto everything_enqueued = [&] {
-    sites_->collect(uses);
-    return backend.record();
-  };
   while (!set.exhausted()) {
     tell_guesses(runner);
     const std::size_t ready = set.take_ready(host_->parts);
@@ -165,7 +160,8 @@ Status Forward::run_experts(Runner& runner, ExpertSet& set) {
     }
     RETURN_IF_ERROR(set.status());
     if (set.waits_for_slots()) {
-      RETURN_IF_ERROR(runner.wait(backend, everything_enqueued(), cancel_));
+      sites_->collect(uses);
+      RETURN_IF_ERROR(runner.wait(backend(), backend().record(), cancel_));
       set.retire_taken();
     } else {
       sites_->poll();  // parts with guards pass them as they are computed
