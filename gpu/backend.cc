@@ -64,13 +64,14 @@ Status copy_rows(void* dst, std::int64_t dst_stride, const void* src, std::int64
 }  // namespace
 
 CudaBackend::CudaBackend(const CudaBackendOptions& options, Stream stream, StagingRing staging,
-                         TicketCounter tickets, ExpertUploads uploads,
+                         TicketCounter tickets, ExpertUploads uploads, SampleTimer expert_timer,
                          std::unique_ptr<CublasLt> cublaslt)
     : options_(options),
       stream_(std::move(stream)),
       staging_(std::move(staging)),
       tickets_(std::move(tickets)),
       uploads_(std::move(uploads)),
+      expert_timer_(std::move(expert_timer)),
       cublaslt_(std::move(cublaslt)),
       graphs_(options.most_graphs) {
   tasks_.reserve(kTasksReserved);
@@ -90,11 +91,12 @@ Result<std::unique_ptr<Backend>> CudaBackend::create(const CudaBackendOptions& o
   ASSIGN_OR_RETURN(StagingRing staging, StagingRing::create(options.staging_bytes));
   ASSIGN_OR_RETURN(TicketCounter tickets, TicketCounter::create());
   ASSIGN_OR_RETURN(ExpertUploads uploads, ExpertUploads::create());
+  ASSIGN_OR_RETURN(SampleTimer expert_timer, SampleTimer::create());
   std::unique_ptr<CublasLt> cublaslt;
   if (options.activations == DType::kBf16) cublaslt = CublasLt::open();
-  std::unique_ptr<CudaBackend> backend(new CudaBackend(options, std::move(stream),
-                                                       std::move(staging), std::move(tickets),
-                                                       std::move(uploads), std::move(cublaslt)));
+  std::unique_ptr<CudaBackend> backend(
+      new CudaBackend(options, std::move(stream), std::move(staging), std::move(tickets),
+                      std::move(uploads), std::move(expert_timer), std::move(cublaslt)));
   if (options.measure_busy) {
     ASSIGN_OR_RETURN(backend->meter_, BusyMeter::create());
   }
@@ -201,12 +203,7 @@ Status CudaBackend::begin_step(const StepView& step) {
 }
 
 Event CudaBackend::record() {
-  run([&]() -> Status {
-    if (meter_ && !graphs_.open()) {
-      RETURN_IF_ERROR(meter_->mark_end(stream_));
-    }
-    return tickets_.enqueue(stream_);
-  });
+  run([&] { return tickets_.enqueue(stream_); });
   // After an error the last one before it: nothing more will happen.
   return Event{status_.ok() ? tickets_.take() : tickets_.last()};
 }
@@ -214,9 +211,7 @@ Event CudaBackend::record() {
 bool CudaBackend::done(Event event) {
   CHECK(!graphs_.open(), "asking for an event within a part");
   const Result<bool> done = tickets_.done(event.ticket, stream_);
-  if (done.ok() && *done && meter_ && event.ticket == tickets_.last() && status_.ok()) {
-    status_ = meter_->stands_still();
-  }
+  if (done.ok() && *done && meter_ && status_.ok()) status_ = meter_->look();
   if (done.ok()) return *done;
   if (status_.ok()) status_ = done.error();
   return true;  // nothing more will happen

@@ -21,6 +21,7 @@
 #include "gpu/prefill_experts.h"
 #include "gpu/scratch.h"
 #include "gpu/step_cache.h"
+#include "gpu/stream_timer.h"
 #include "gpu/tickets.h"
 
 namespace stoker::gpu {
@@ -56,6 +57,7 @@ class CudaBackend final : public Backend {
   void forget_parts(const StepView& step) override { graphs_.forget(step); }
   Status status() override { return status_; }
   Status finish() override;
+  std::optional<ExpertTiming> take_expert_timing() override;
   std::int64_t busy_us() const override { return meter_ ? meter_->busy_us() : 0; }
 
   void copy_in(const TensorView& dst, const void* src) override;
@@ -95,7 +97,8 @@ class CudaBackend final : public Backend {
 
  private:
   CudaBackend(const CudaBackendOptions& options, Stream stream, StagingRing staging,
-              TicketCounter tickets, ExpertUploads uploads, std::unique_ptr<CublasLt> cublaslt);
+              TicketCounter tickets, ExpertUploads uploads, SampleTimer expert_timer,
+              std::unique_ptr<CublasLt> cublaslt);
   Status reserve(const CudaScratch& scratch);
 
   // Runs `enqueue` with this device current, unless an earlier error stands or a graph holds what
@@ -121,6 +124,7 @@ class CudaBackend final : public Backend {
   Status add_part(const ExpertParams& params, const ExpertPart& part);
   Status flush_tasks(const ExpertParams& params, ExpertHalf half);
   void clear_tasks();
+  Status begin_timing(const ExpertParams& params);
 
   CudaBackendOptions options_;
   Stream stream_;
@@ -128,6 +132,8 @@ class CudaBackend final : public Backend {
   TicketCounter tickets_;
   std::optional<BusyMeter> meter_;
   ExpertUploads uploads_;
+  SampleTimer expert_timer_;
+  ExpertTiming timed_experts_;          // of what it times, without times
   std::unique_ptr<CublasLt> cublaslt_;  // null for F32, and where the machine has none
   Status status_;
   StepCache steps_;

@@ -47,6 +47,7 @@ Status CudaBackend::run_parts(const ExpertParams& params) {
   // What a call that failed half way left behind.
   clear_tasks();
   RETURN_IF_ERROR(uploads_.next_area(stream_));
+  RETURN_IF_ERROR(begin_timing(params));
   for (const ExpertHalf half : {ExpertHalf::kGateUp, ExpertHalf::kDown}) {
     for (const bool away : {false, true}) {
       for (const ExpertPart& part : params.parts) {
@@ -57,7 +58,59 @@ Status CudaBackend::run_parts(const ExpertParams& params) {
       RETURN_IF_ERROR(flush_tasks(params, half));
     }
   }
+  return expert_timer_.end(stream_);
+}
+
+// What can be compared: whole experts that are here, with rows of decode.
+Status CudaBackend::begin_timing(const ExpertParams& params) {
+  expert_timer_.drop();  // that of a call that failed
+  ExpertTiming counted;
+  std::int64_t hidden_cols = 0, out_cols = 0;
+  int last_use = -1;
+  for (const ExpertPart& part : params.parts) {
+    const ExpertUse& use = params.uses[static_cast<std::size_t>(part.use)];
+    const int num_rows = static_cast<int>(use.rows.size());
+    if (part.device() != device() || use.num_decode_rows < num_rows) return {};
+    if (part.half == ExpertHalf::kDown) {
+      out_cols += part.down.rows * part.num_blocks;
+      continue;
+    }
+    hidden_cols += part.gate.rows * part.num_blocks;
+    if (part.use == last_use) continue;
+    last_use = part.use;
+    ++counted.num_experts;
+    counted.num_rows += num_rows;
+  }
+  if (counted.num_experts == 0 || hidden_cols != counted.num_experts * params.hidden.cols ||
+      out_cols != counted.num_experts * params.out.cols) {
+    return {};
+  }
+  RETURN_IF_ERROR(expert_timer_.begin(stream_));
+  if (expert_timer_.timing()) timed_experts_ = counted;
   return {};
+}
+
+std::optional<ExpertTiming> CudaBackend::take_expert_timing() {
+  if (!status_.ok()) return std::nullopt;
+  const auto take = [&]() -> Result<ExpertTiming> {
+    ExpertTiming timing;
+    RETURN_IF_ERROR(use_device(options_.device));
+    ASSIGN_OR_RETURN(const std::optional<double> compute_us, expert_timer_.take_us());
+    if (compute_us) {
+      timing = timed_experts_;
+      timing.compute_us = *compute_us;
+    }
+    ASSIGN_OR_RETURN(const std::optional<TimedUpload> upload, uploads_.take_timing());
+    if (upload) {
+      timing.upload_bytes = upload->bytes;
+      timing.upload_us = upload->us;
+    }
+    return timing;
+  };
+  Result<ExpertTiming> timing = take();
+  if (!timing.ok()) status_ = timing.error();
+  if (!timing.ok() || (timing->compute_us == 0.0 && timing->upload_us == 0.0)) return std::nullopt;
+  return *timing;
 }
 
 Status CudaBackend::add_part(const ExpertParams& params, const ExpertPart& part) {

@@ -32,6 +32,7 @@ constexpr std::size_t kMostPieces = 4;  // payloads and scales of gate and up
 
 Result<ExpertUploads> ExpertUploads::create() {
   ASSIGN_OR_RETURN(Stream stream, Stream::create());
+  ASSIGN_OR_RETURN(SampleTimer timer, SampleTimer::create());
   std::vector<StreamEvent> events;
   for (int i = 0; i < 2 * kNumAreas; ++i) {
     ASSIGN_OR_RETURN(StreamEvent event, StreamEvent::create());
@@ -41,7 +42,7 @@ Result<ExpertUploads> ExpertUploads::create() {
     return Area{std::move(events[2 * i]), std::move(events[2 * i + 1])};
   };
   static_assert(kNumAreas == 4);
-  return ExpertUploads(std::move(stream), {area(0), area(1), area(2), area(3)});
+  return ExpertUploads(std::move(stream), std::move(timer), {area(0), area(1), area(2), area(3)});
 }
 
 std::int64_t ExpertUploads::bytes_needed(const QuantView& view) {
@@ -75,7 +76,10 @@ Status ExpertUploads::upload(std::span<QuantView* const> views, DeviceId device)
   }
   std::sort(pieces, pieces + num_pieces,
             [](const Piece& a, const Piece& b) { return a.begin() < b.begin(); });
-  if (used_ == 0) RETURN_IF_ERROR(areas_[static_cast<std::size_t>(open_)].freed.hold(stream_));
+  if (used_ == 0) {
+    RETURN_IF_ERROR(areas_[static_cast<std::size_t>(open_)].freed.hold(stream_));
+    RETURN_IF_ERROR(timer_.begin(stream_));
+  }
   for (std::size_t i = 0; i < num_pieces;) {
     // Pieces that follow one another travel together, padding included.
     const std::uintptr_t begin = pieces[i].begin();
@@ -101,9 +105,16 @@ Status ExpertUploads::upload(std::span<QuantView* const> views, DeviceId device)
 
 Status ExpertUploads::hand_over(const Stream& compute) {
   if (used_ == 0) return {};
+  if (timer_.timing()) timed_bytes_ = used_;
+  RETURN_IF_ERROR(timer_.end(stream_));
   StreamEvent& filled = areas_[static_cast<std::size_t>(open_)].filled;
   RETURN_IF_ERROR(filled.record(stream_));
   return filled.hold(compute);
+}
+
+Result<std::optional<TimedUpload>> ExpertUploads::take_timing() {
+  ASSIGN_OR_RETURN(const std::optional<double> us, timer_.take_us());
+  return us ? std::optional(TimedUpload{timed_bytes_, *us}) : std::nullopt;
 }
 
 Status ExpertUploads::next_area(const Stream& compute) {

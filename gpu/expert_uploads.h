@@ -2,12 +2,19 @@
 #pragma once
 
 #include <array>
+#include <optional>
 #include <span>
 
 #include "core/tensor/quant_view.h"
 #include "gpu/device.h"
+#include "gpu/stream_timer.h"
 
 namespace stoker::gpu {
+
+struct TimedUpload {
+  std::int64_t bytes = 0;
+  double us = 0.0;
+};
 
 // A buffer in a few areas that take turns: one is filled by a stream of copies while kernels of the
 // compute stream still read those before it. Copies into an area wait for the kernels that read it
@@ -41,6 +48,9 @@ class ExpertUploads {
   // What `compute` was given until now has had its use of the area. Nothing if that is empty.
   Status next_area(const Stream& compute);
 
+  // What filling an area took, of one in many, from when the copies could begin.
+  Result<std::optional<TimedUpload>> take_timing();
+
   // Waits for all copies.
   Status synchronize() const { return stream_.synchronize(); }
 
@@ -48,10 +58,12 @@ class ExpertUploads {
   struct Area {
     StreamEvent filled, freed;
   };
-  ExpertUploads(Stream stream, std::array<Area, kNumAreas> areas)
-      : stream_(std::move(stream)), areas_(std::move(areas)) {}
+  ExpertUploads(Stream stream, SampleTimer timer, std::array<Area, kNumAreas> areas)
+      : stream_(std::move(stream)), timer_(std::move(timer)), areas_(std::move(areas)) {}
 
   Stream stream_;
+  SampleTimer timer_;
+  std::int64_t timed_bytes_ = 0;
   std::array<Area, kNumAreas> areas_;
   DeviceBuffer buffer_;
   std::int64_t area_bytes_ = 0;

@@ -11,8 +11,10 @@ void CudaBackend::run(F&& enqueue) {
   graphs_.count();
   if (graphs_.replayed()) return;
   status_ = use_device(options_.device);
-  if (status_.ok() && meter_ && !graphs_.captured()) status_ = meter_->before_work(stream_);
+  const bool metered = meter_ && !graphs_.captured();
+  if (status_.ok() && metered) status_ = meter_->before_work(stream_);
   if (status_.ok()) status_ = enqueue();
+  if (status_.ok() && metered) status_ = meter_->after_work(stream_);
 }
 
 }  // namespace stoker::gpu

@@ -105,6 +105,12 @@ void TieredExperts::note_host_time(double us) {
   costs_.observe_host(num_experts, num_rows, us);
 }
 
+void TieredExperts::note_device_time(DeviceId device, const ExpertTiming& timing) {
+  const int index = device.index - 1;
+  costs_.observe_device(index, timing.num_experts, timing.num_rows, timing.compute_us);
+  costs_.observe_upload(index, timing.upload_bytes, timing.upload_us);
+}
+
 LayerCounters TieredExperts::counters(int layer) const {
   LayerCounters result = ram_->counters(layer);
   if (shapes_.has_experts(layer)) result += counted_[at(layer)];

@@ -68,6 +68,7 @@ class TieredExperts final : public ExpertProvider, private UpperTier {
   int num_ranked_guesses() const override { return ram_->num_ranked_guesses(); }
   void hint(const LookAhead& guesses) override { ram_->hint(guesses); }
   void note_host_time(double us) override;
+  void note_device_time(DeviceId device, const ExpertTiming& timing) override;
   void wait(std::chrono::microseconds timeout) override;
   LayerCounters counters(int layer) const override;
 

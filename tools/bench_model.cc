@@ -300,8 +300,10 @@ void ModelBench::add_tier_figures(const std::vector<Round>& rounds, Json& json) 
   json["host_busy_share"] = spread(rounds, [](const Round& r) {
     return static_cast<double>(r.experts.host_us) / 1e6 / r.seconds;
   });
-  json["devices_busy_share"] = spread(
-      rounds, [](const Round& r) { return static_cast<double>(r.devices_us) / 1e6 / r.seconds; });
+  if (flags_.compare_sites) {
+    json["devices_busy_share"] = spread(
+        rounds, [](const Round& r) { return static_cast<double>(r.devices_us) / 1e6 / r.seconds; });
+  }
   json["drives_busy_share"] = spread(
       rounds, [](const Round& r) { return static_cast<double>(r.drives_us) / 1e6 / r.seconds; });
   json["promoted_gb_s"] = spread(rounds, [](const Round& r) {
@@ -409,7 +411,7 @@ Result<int> bench_model(const ModelBenchFlags& flags, const Gpus* gpus) {
   LoadOptions options;
   if (!flags.decode) options.prefill_rows = flags.tokens;
   options.logit_rows = 1;
-  options.measure_busy = true;
+  options.measure_busy = flags.compare_sites;
   options.gpus = gpus;
   if (!flags.modelled_drive.empty()) {
     ASSIGN_OR_RETURN(options.modelled_drive_bytes_per_second, parse_size(flags.modelled_drive),

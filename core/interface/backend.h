@@ -21,6 +21,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -233,6 +234,9 @@ class Backend {
   virtual void forget_parts(const StepView& /*step*/) {}
   // First error of enqueued work since the last begin_step(), as far as it is known.
   virtual Status status() = 0;
+  // What experts took, if that was measured since the last call: one call of experts() in many, so
+  // that it costs next to nothing. A backend may measure nothing.
+  virtual std::optional<ExpertTiming> take_expert_timing() { return std::nullopt; }
   // How long it has worked on what it was given since it was made. 0: not measured.
   virtual std::int64_t busy_us() const { return 0; }
   // Waits for everything enqueued. The only blocking call.

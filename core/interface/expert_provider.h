@@ -132,6 +132,14 @@ struct LayerCounters {
   LayerCounters operator-(const LayerCounters& other) const;
 };
 
+// What a device took for experts that it was given some time before: a sample.
+struct ExpertTiming {
+  int num_experts = 0, num_rows = 0;  // of all of them; computed out of its own memory
+  double compute_us = 0.0;
+  std::int64_t upload_bytes = 0;  // copied from host memory
+  double upload_us = 0.0;
+};
+
 class ExpertProvider {
  public:
   virtual ~ExpertProvider() = default;
@@ -155,6 +163,8 @@ class ExpertProvider {
   // What the host's backend took to compute its experts of the open set, once that is through. Free
   // to ignore.
   virtual void note_host_time(double /*us*/) {}
+  // What a device measured lately. Free to ignore.
+  virtual void note_device_time(DeviceId /*device*/, const ExpertTiming& /*timing*/) {}
 
   // Waits until a part of the open set may have become runnable, or `timeout` has passed.
   virtual void wait(std::chrono::microseconds timeout) = 0;

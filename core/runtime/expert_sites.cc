@@ -148,6 +148,16 @@ void ExpertSites::poll() {
   }
 }
 
+void ExpertSites::report_times(ExpertProvider& experts) const {
+  if (host_us_ > 0) experts.note_host_time(static_cast<double>(host_us_));
+  for (const Site& site : sites_) {
+    if (!site.used) continue;
+    if (const std::optional<ExpertTiming> timing = site.backend->take_expert_timing()) {
+      experts.note_device_time(site.backend->device(), *timing);
+    }
+  }
+}
+
 Status ExpertSites::status() const {
   for (const Site& site : sites_) {
     if (site.used) RETURN_IF_ERROR(site.backend->status());

@@ -44,8 +44,9 @@ class ExpertSites {
 
   // Lets backends that were given parts get on with them, where they need somebody to ask.
   void poll();
-  // How long the host's backend computed for this layer: 0 where it had nothing to do.
-  double host_us() const { return static_cast<double>(host_us_); }
+  // Tells what it took: of the host's backend, which had something to do for this layer, and of
+  // devices what they measured lately.
+  void report_times(ExpertProvider& experts) const;
   // First error of the backends that were given parts of this layer.
   Status status() const;
 

@@ -171,7 +171,7 @@ Status Forward::run_experts(Runner& runner, ExpertSet& set) {
   }
   sites_->collect(uses);
   RETURN_IF_ERROR(sites_->status());
-  if (sites_->host_us() > 0) runner.experts().note_host_time(sites_->host_us());
+  sites_->report_times(runner.experts());
   tell_guesses(runner);
   return {};
 }

@@ -257,6 +257,50 @@ TEST_P(CudaExpertsMma, InHostMemory) {
   }
 }
 
+// One call in many is timed: of experts that are here how long they were computed, of others how
+// long they were copied.
+TEST_P(CudaExpertsMma, SaysWhatExpertsTook) {
+  make(true);
+  const Values x = Random(24).values(4, 512, activation, 0.2f);
+  make_experts({QuantFormat::kInt4, 64}, {512, 272}, 2);
+  const std::vector<Use> uses = {{{0, 3}, 2}, {{2}, 1}};
+  const auto timing_of = [&](bool on_device) {
+    ExpertTiming total;
+    for (int i = 0; i < 70; ++i) {
+      run(x, uses, on_device);
+      const std::optional<ExpertTiming> timing = backend->take_expert_timing();
+      if (!timing) continue;
+      total.num_experts += timing->num_experts;
+      total.num_rows += timing->num_rows;
+      total.compute_us += timing->compute_us;
+      total.upload_bytes += timing->upload_bytes;
+      total.upload_us += timing->upload_us;
+    }
+    return total;
+  };
+  const ExpertTiming here = timing_of(true);
+  EXPECT_GE(here.num_experts, 2 * 2);
+  EXPECT_LE(here.num_experts, 2 * 140 / 20);
+  EXPECT_EQ(here.num_rows, here.num_experts / 2 * 3);
+  EXPECT_GT(here.compute_us, 0.0);
+  EXPECT_EQ(here.upload_bytes, 0);
+  const ExpertTiming away = timing_of(false);
+  EXPECT_EQ(away.compute_us, 0.0);
+  EXPECT_GT(away.upload_bytes, 0);
+  EXPECT_GT(away.upload_us, 0.0);
+}
+
+// Parts of an expert, and rows of prompts, tell nothing.
+TEST_P(CudaExpertsMma, TimesWholeExpertsOnly) {
+  make(true);
+  const Values x = Random(24).values(4, 512, activation, 0.2f);
+  make_experts({QuantFormat::kInt4, 64}, {512, 272}, 1);
+  for (int i = 0; i < 40; ++i) {
+    run(x, {{{0, 3}, 1}});
+    EXPECT_FALSE(backend->take_expert_timing());
+  }
+}
+
 // Longer than rings: every warp has several chunks of several pairs, and a use several blocks.
 TEST_P(CudaExpertsMma, PublishedDimensions) {
   make(true);

@@ -169,6 +169,35 @@ TEST(TieredExperts, SharedExpertsKeepTheDeviceBusy) {
   for (const auto& [use, site] : rig.sites()) EXPECT_EQ(site, kHost) << use;
 }
 
+TEST(TieredExperts, CostsFollowWhatADeviceMeasured) {
+  RigOptions options = tiers(TierRule::kSchedule);
+  options.num_experts = 32;
+  options.num_slots = 96;
+  options.top_k = 8;
+  options.tier_options.promotes = false;
+  ManagerRig rig(options);
+  const std::set<int> experts = {0, 1, 2, 3, 4, 5, 6, 7};
+  demand(rig, experts, 2);  // in RAM by now
+  const ExpertCosts before = rig.tiers().costs();
+  constexpr std::int64_t kBytes = 1 << 20;
+  // Copies are a thousand times dearer than was measured before.
+  for (int i = 0; i < 200; ++i) {
+    rig.provider().note_device_time(
+        kDevice, {.upload_bytes = kBytes, .upload_us = 1000 * before.upload_us(0, kBytes)});
+  }
+  EXPECT_GT(rig.tiers().costs().upload_us(0, kBytes), 100 * before.upload_us(0, kBytes));
+  EXPECT_EQ(rig.tiers().costs().device(0).expert_us, before.device(0).expert_us);
+  demand(rig, experts);
+  for (const auto& [use, site] : rig.sites()) EXPECT_EQ(site, kHost) << use;
+  // And computing by half.
+  for (int i = 0; i < 200; ++i) {
+    rig.provider().note_device_time(
+        kDevice, {.num_experts = 8, .num_rows = 8, .compute_us = 4 * before.device(0).of(1)});
+  }
+  EXPECT_NEAR(rig.tiers().costs().device(0).of(1), before.device(0).of(1) / 2,
+              0.01 * before.device(0).of(1));
+}
+
 TEST(TieredExperts, ALostDeviceCopiesNothingMore) {
   ManagerRig rig(tiers(TierRule::kHost));
   rig.device_slots().fail();

@@ -97,6 +97,28 @@ INSTANTIATE_TEST_SUITE_P(
                                      TierRule::kAlternate, TierRule::kShare),
                      testing::Values(Slots(0, 36), Slots(1, 3), Slots(7, 8), Slots(36, 5))));
 
+// What devices measure on the way reaches the scheduler's costs.
+TEST(TieredForwardCosts, FollowWhatDevicesMeasured) {
+  auto owned = std::make_unique<DeviceBackend>(reference(), DeviceId{1});
+  DeviceBackend* const device = owned.get();
+  EngineBackends both;
+  both.backends.push_back(std::move(owned));
+  both.backends.push_back(reference());
+  both.dense.assign(4, 0);
+  TinyPaging paging;
+  paging.tiers = TinyTiers{.num_slots = 7};
+  paging.tiers->options.rule = TierRule::kDevice;
+  TinyEngine engine(test::tiny_config(), std::move(both), test::kTinyRunner, nullptr, paging);
+  const auto& tiers = dynamic_cast<TieredExperts&>(engine.runner().experts());
+  const double before = tiers.costs().device(0).of(1);
+  device->measure({.num_experts = 1, .num_rows = 1, .compute_us = 1.5 * before});
+  const auto tokens = test::random_tokens(1, engine.config().vocab_size, 11);
+  KvSequence kv = engine.sequence();
+  engine.feed(kv, tokens, Purpose::kDecode, Logits::kLast);
+  EXPECT_GT(tiers.costs().device(0).of(1), before);
+  EXPECT_FALSE(device->take_expert_timing());
+}
+
 // Decode's experts have one arithmetic everywhere: a host of another instruction set changes
 // nothing.
 TEST(TieredExpertsArithmetic, TheHostsInstructionSetDoesNotShow) {

@@ -5,6 +5,8 @@
 
 #include <deque>
 #include <memory>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "core/interface/backend.h"
@@ -70,6 +72,12 @@ class DeviceBackend final : public Backend {
   void experts(const StepView& step, const ExpertParams& params) override;
   void combine(const StepView& step, const CombineParams& params) override;
 
+  // What take_expert_timing() returns next.
+  void measure(const ExpertTiming& timing) { timing_ = timing; }
+  std::optional<ExpertTiming> take_expert_timing() override {
+    return std::exchange(timing_, std::nullopt);
+  }
+
   int num_experts_parts() const { return num_parts_; }            // computed so far
   int num_uploaded_parts() const { return num_uploaded_parts_; }  // of them, from host memory
 
@@ -83,6 +91,7 @@ class DeviceBackend final : public Backend {
   std::unique_ptr<Backend> inner_;
   DeviceId device_;
   std::vector<ExpertPart> parts_;
+  std::optional<ExpertTiming> timing_;
   int num_parts_ = 0, num_uploaded_parts_ = 0;
 };
 
