@@ -39,8 +39,6 @@ inline constexpr int kBlocks = kGateUp || kGroup < 64 ? 2 : 3;
 constexpr int shared_budget(int blocks) { return (blocks == 2 ? 96 : 74) << 10; }
 // All experts of a token, each in a run or two; a KiB of parameters takes 0.1 us to launch.
 constexpr int kTasksPerLaunch = 64;
-// Rows of sums are padded so that lanes that store for different inputs use different banks.
-constexpr int kSumStride = kPairRows + 4;
 
 static_assert(kExpertFewRows == kMmaN);
 
@@ -181,33 +179,13 @@ class ChunkRing {
     }
   }
 
-  // A chunk of which all is there.
-  __device__ void copy_whole_chunk(unsigned to) {
-    const int lane = this_lane();
-#pragma unroll
-    for (int i = 0; i < C::kTurns / 8; ++i) {
-      const unsigned lane_to = to + eight_turns_on(C::kWords, lane_to_, i);
-#pragma unroll
-      for (int s = 0; s < 2; ++s) {
-        copy_16_async(lane_to + s * C::kTileBytes, from_.payload[s] + i * 32 * kPieceBytes);
-      }
-    }
-    if constexpr (C::kSpec.is_integer()) {
-      if (lane < 2 * C::kScalePieces) {
-        copy_16_async(to + 2 * C::kTileBytes + lane * kPieceBytes, from_.scales);
-      }
-    } else if constexpr (C::kSpec.has_scales()) {
-      if (lane < 2) copy_word_async(to + 2 * C::kTileBytes + lane * 4, from_.scales);
-    }
-    if (has_input_) copy_16_async(to + input_to_, input_);
-    if (task_->num_inputs > kRowsPerCopy) copy_inputs(to, 1);
-  }
-
   __device__ void push(unsigned to) {
     if (pair_ < pair_end_) {
       const int cols = static_cast<int>(batch_.x.cols);
       if (has_second_ && col_ + C::kCols <= cols) {
-        copy_whole_chunk(to);
+        copy_whole_chunk<C>(to, from_, lane_to_, this_lane());
+        if (has_input_) copy_16_async(to + input_to_, input_);
+        if (task_->num_inputs > kRowsPerCopy) copy_inputs(to, 1);
       } else {
         const bool has[2] = {true, has_second_};
         copy_chunk<C>(to, from_, turns_of<C>(cols - col_), has, this_lane());
@@ -261,10 +239,7 @@ __device__ void add_chunk(unsigned at, const LanePlaces<C>& places, float (&tota
       mma(less, a, x.x, x.y);
       mma(less, a, x.z, x.w);
     }
-    multiply<0, 0>(sums[0], w, x);
-    multiply<1, 0>(sums[1], w, x);
-    multiply<0, 1>(sums[0], w, x);
-    multiply<1, 1>(sums[1], w, x);
+    multiply_unit(sums, w, x);
     if ((u + 1) % C::kUnitsPerGroup != 0) continue;
     float scales[4] = {1.0f, 1.0f, 1.0f, 1.0f};
     if constexpr (C::kSpec.is_integer()) {
@@ -302,7 +277,6 @@ __global__ void __launch_bounds__(kThreads, (kBlocks<kGroup, kGateUp>))
   using C = Chunk<kFormat, kGroup, kTurns>;
   extern __shared__ __align__(16) std::byte shared[];
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp;
-  const int g = thread % kWarp / 4, t = thread % 4;
   const int block = static_cast<int>(blockIdx.x), num_blocks = static_cast<int>(gridDim.x);
   const int pair_begin = share_begin(block, num_blocks, b.num_pairs);
   const int pair_end = share_begin(block + 1, num_blocks, b.num_pairs);
@@ -322,13 +296,7 @@ __global__ void __launch_bounds__(kThreads, (kBlocks<kGroup, kGateUp>))
       add_chunk<C>(ring.pop(), places, total);
     }
     float* const sums = all_sums + (pair - pair_begin) % 2 * sums_of_block(b.most_inputs);
-#pragma unroll
-    for (int side = 0; side < 2; ++side) {
-      const int input = sum_input(t, side);
-      if (input >= num_inputs) continue;
-      *reinterpret_cast<float4*>(sums + (warp * b.most_inputs + input) * kSumStride + 4 * g) = {
-          total[0][side], total[0][2 + side], total[1][side], total[1][2 + side]};
-    }
+    store_sums(total, num_inputs, sums + warp * b.most_inputs * kSumStride);
     __syncthreads();
     // 2. The warps in order.
     constexpr int kOutputs = kGateUp ? quant::kTileRows : kPairRows;

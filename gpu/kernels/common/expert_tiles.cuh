@@ -6,6 +6,7 @@
 #include "gpu/kernels/common/copy_async.cuh"
 #include "gpu/kernels/common/expert_places.h"
 #include "gpu/kernels/common/mma.cuh"
+#include "gpu/kernels/common/reduce.cuh"
 #include "gpu/kernels/common/unpack.cuh"
 
 namespace stoker::gpu {
@@ -125,6 +126,28 @@ __device__ inline void copy_chunk(unsigned to, const LaneSources& from, int turn
   }
 }
 
+// The same of a chunk of which all is there. `lane_to`: staged_piece() of the lane's first, in
+// bytes.
+template <typename C>
+__device__ inline void copy_whole_chunk(unsigned to, const LaneSources& from, int lane_to,
+                                        int lane) {
+#pragma unroll
+  for (int i = 0; i < C::kTurns / 8; ++i) {
+    const unsigned eight_to = to + eight_turns_on(C::kWords, lane_to, i);
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      copy_16_async(eight_to + s * C::kTileBytes, from.payload[s] + i * 32 * kPieceBytes);
+    }
+  }
+  if constexpr (C::kSpec.is_integer()) {
+    if (lane < 2 * C::kScalePieces) {
+      copy_16_async(to + 2 * C::kTileBytes + lane * kPieceBytes, from.scales);
+    }
+  } else if constexpr (C::kSpec.has_scales()) {
+    if (lane < 2) copy_word_async(to + 2 * C::kTileBytes + lane * 4, from.scales);
+  }
+}
+
 // The scales of this lane's four rows in group `group` of the chunk at `at`. Four BF16.
 template <typename C>
 __device__ inline uint2 read_integer_scales(unsigned at, int group, int g) {
@@ -215,15 +238,20 @@ __device__ inline void read_weights(unsigned at, int unit, int g, int t, BfPair 
   unpack_rows<C>(fours, out, unpack_neighbours<C::kFormat>);
 }
 
-// The same for a lane's `places`, by unpack_biased().
+// The same for a lane's `places`: as they are, and by unpack_biased().
 template <typename C>
-__device__ inline void read_biased_weights(unsigned at, int unit, const LanePlaces<C>& places,
-                                           BfPair (&out)[4][4]) {
-  uint4 fours[C::kWords];
+__device__ inline void read_fours(unsigned at, int unit, const LanePlaces<C>& places,
+                                  uint4 (&fours)[C::kWords]) {
 #pragma unroll
   for (int w = 0; w < C::kWords; ++w) {
     fours[w] = read_16(at + places.weights[w] + unit * C::kUnitBytes);
   }
+}
+template <typename C>
+__device__ inline void read_biased_weights(unsigned at, int unit, const LanePlaces<C>& places,
+                                           BfPair (&out)[4][4]) {
+  uint4 fours[C::kWords];
+  read_fours<C>(at, unit, places, fours);
   unpack_rows<C>(fours, out, unpack_biased<C::kFormat>);
 }
 
@@ -250,6 +278,28 @@ __device__ inline void multiply(float (&sums)[4], const BfPair (&w)[4][4], const
                          w[a_row(kM, 2)][a_pair(kHalf, 2)], w[a_row(kM, 3)][a_pair(kHalf, 3)]};
   const unsigned b[4] = {x.x, x.y, x.z, x.w};
   mma(sums, a, b[b_pair(kHalf, 0)], b[b_pair(kHalf, 1)]);
+}
+
+// Those of a unit: sums[m] of product m.
+__device__ inline void multiply_unit(float (&sums)[2][4], const BfPair (&w)[4][4], const uint4& x) {
+  multiply<0, 0>(sums[0], w, x);
+  multiply<1, 0>(sums[1], w, x);
+  multiply<0, 1>(sums[0], w, x);
+  multiply<1, 1>(sums[1], w, x);
+}
+
+// Sums of a pair in shared memory, a row of kSumStride floats an input: padded so that lanes that
+// store for different inputs use different banks.
+inline constexpr int kSumStride = kPairRows + 4;
+__device__ inline void store_sums(const float (&sums)[2][4], int num_inputs, float* out) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int side = 0; side < 2; ++side) {
+    const int input = sum_input(t, side);
+    if (input >= num_inputs) continue;
+    *reinterpret_cast<float4*>(out + input * kSumStride + 4 * g) = {
+        sums[0][side], sums[0][2 + side], sums[1][side], sums[1][2 + side]};
+  }
 }
 
 // What f(format, group) returns, as integral constants, for a spec that suits_expert_mma().
