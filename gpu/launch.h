@@ -48,8 +48,8 @@ struct GemvParams {
 Status launch_gemv(const GemvParams& params, const Stream& stream);
 
 // y[t] = W . x[t] for the rows of decode and verify, BF16 inputs and FP8 or BF16 weights, on tensor
-// cores: of one matrix, or of several in one launch. A row's bits depend on the row and the weight
-// alone.
+// cores: of one matrix, or of several at once. A row's bits depend on the row and the weight alone.
+// For FP8 weights inputs and scales are below 2^68.
 struct LinearScratch {
   float* partials;     // as large as linear_few_scratch() says, for all matrices together
   unsigned* counters;  // the same; zeros before and after
@@ -72,7 +72,7 @@ struct LinearFewParams {
   TensorView x;                              // [T, cols]
   LinearScratch scratch;
 };
-inline constexpr int kLinearFewRows = 16;  // that share a reading of the weight
+inline constexpr int kLinearFewRows = 16;  // that share a reading of the weight; of a large one, 8
 inline constexpr int kMostLinearsJoined = 4;
 bool suits_linear_few(const QuantView& weight, DType x);
 LinearScratchSize linear_few_scratch(const QuantView& weight, std::int64_t rows);

@@ -1,4 +1,5 @@
-// Dense linears of decode and verify: BF16 inputs with FP8 or BF16 weights on tensor cores.
+// Dense linears of decode and verify: BF16 inputs with FP8 or BF16 weights on tensor cores. Large
+// FP8 matrices are left to linear_stream.cu.
 //
 // Arithmetic, which depends on the shape alone: groups of 128 columns are summed by tensor cores
 // from zero; a segment's 8 groups are closed in order, acc = fma(group, scale, acc) from zero; the
@@ -11,24 +12,22 @@
 // pair of tiles; it gives columns 8t .. 8t + 7 of every 32, to two products. The order of columns
 // within a product is free, as long as inputs and weights agree.
 #include <algorithm>
+#include <array>
 
 #include "gpu/error.h"
-#include "gpu/kernels/common/linear_places.h"
-#include "gpu/kernels/common/mma.cuh"
+#include "gpu/kernels/common/expert_tiles.cuh"
+#include "gpu/kernels/common/linear_sums.cuh"
 #include "gpu/kernels/common/overlap.cuh"
-#include "gpu/kernels/common/reduce.cuh"
 #include "gpu/kernels/common/rows.cuh"
-#include "gpu/kernels/common/unpack.cuh"
+#include "gpu/kernels/linear_stream.h"
 #include "gpu/launch.h"
 
 namespace stoker::gpu {
 namespace {
 
-constexpr int kWarps = 8;  // a segment is a group for each
+constexpr int kWarps = kLinearSegmentGroups;  // a warp for each
 constexpr int kThreads = kWarps * kWarp;
-constexpr int kGroup = 128;
-constexpr int kSegmentCols = kWarps * kGroup;
-static_assert(kSegmentCols == kLinearSegmentCols);
+constexpr int kGroup = kLinearGroup;
 constexpr int kStretch = 32;  // columns of two products
 constexpr int kStretches = kGroup / kStretch;
 constexpr int kOutputs = kLinearOutputs;
@@ -54,17 +53,6 @@ struct Plan {
   std::int64_t row_begin;  // of x
 };
 
-__device__ uint4 load_eight(const bf16* x, std::int64_t k, std::int64_t cols, bool aligned) {
-  if (aligned && k + 8 <= cols) return *reinterpret_cast<const uint4*>(x + k);
-  bf16 eight[8] = {};
-  for (int i = 0; i < 8; ++i) {
-    if (k + i < cols) eight[i] = x[k + i];
-  }
-  uint4 out;
-  memcpy(&out, eight, sizeof out);
-  return out;
-}
-
 // Weights are read once: they would push the inputs, which every block reads, out of the cache.
 __device__ uint4 load_once(const uint4* at) {
   uint4 out;
@@ -74,10 +62,10 @@ __device__ uint4 load_once(const uint4* at) {
   return out;
 }
 
-// The C fragments of a group: [m] holds dwords 2m and 2m + 1, [n] rows 8n .. 8n + 7 of x.
+// The C fragments of a group: [n] rows 8n .. 8n + 7 of x, [m] holds dwords 2m and 2m + 1.
 template <int kTokenTiles>
 struct GroupSums {
-  float at[2][kTokenTiles][4] = {};
+  float at[kTokenTiles][2][4] = {};
 };
 
 // Of the first group, weights are asked for before the kernel that writes the inputs is done.
@@ -142,37 +130,19 @@ __device__ void sum_group(const Plan& plan, const std::byte* payload, const quan
                                w[2 * m + 1][2 * half + 1]};
 #pragma unroll
         for (int n = 0; n < kTokenTiles; ++n) {
-          mma(sums.at[m][n], a, x[n][2 * half], x[n][2 * half + 1]);
+          mma(sums.at[n][m], a, x[n][2 * half], x[n][2 * half + 1]);
         }
       }
     }
   }
 }
 
-// The sums of a segment's groups, for the threads that close them. Rows are padded so that lanes
-// that store for different rows of x use different banks.
-constexpr int kSumStride = kOutputs + 4;
+// The sums of a segment's groups, for the threads that close them.
 template <int kTokenTiles>
 struct SegmentSums {
   float groups[kWarps][kTokenTiles * kMmaN * kSumStride];
   float scales[kWarps][2];  // of a tile
 };
-
-template <int kTokenTiles>
-__device__ void store_sums(const GroupSums<kTokenTiles>& sums, int num_rows, float* out) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, t = lane % 4;
-#pragma unroll
-  for (int n = 0; n < kTokenTiles; ++n) {
-#pragma unroll
-    for (int side = 0; side < 2; ++side) {
-      const int x_row = kMmaN * n + 2 * t + side;
-      if (x_row >= num_rows) continue;
-      *reinterpret_cast<float4*>(out + x_row * kSumStride + 4 * g) = {
-          sums.at[0][n][side], sums.at[0][n][2 + side], sums.at[1][n][side],
-          sums.at[1][n][2 + side]};
-    }
-  }
-}
 
 // Block (i, j): the i-th pair of tiles of all matrices, the j-th share of its segments.
 template <QuantFormat kFormat, int kTokenTiles>
@@ -205,7 +175,7 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kFormat, k
     SegmentSums<kTokenTiles>& mine = shared[segment % 2];
     const bool first = segment == segment_begin;
     // 1. A group a warp.
-    const std::int64_t begin = std::int64_t{segment} * kSegmentCols;
+    const std::int64_t begin = std::int64_t{segment} * kLinearSegmentCols;
     const int num_groups =
         static_cast<int>(min(std::int64_t{kWarps}, (plan.x.cols - begin + kGroup - 1) / kGroup));
     if (warp < num_groups) {
@@ -219,7 +189,11 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kFormat, k
       GroupSums<kTokenTiles> sums;
       sum_group<kFormat, kTokenTiles>(plan, m.weight.payload, tile, tile_idx, group_begin, first,
                                       sums);
-      store_sums(sums, plan.num_rows, mine.groups[warp]);
+#pragma unroll
+      for (int n = 0; n < kTokenTiles; ++n) {
+        store_sums(sums.at[n], plan.num_rows - n * kMmaN,
+                   mine.groups[warp] + n * kMmaN * kSumStride);
+      }
       if (lane < 2) mine.scales[warp][lane] = scale;
     } else if (first) {
       wait_for_previous();
@@ -230,13 +204,9 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kFormat, k
     for (int i = 0; i < kValues; ++i) {
       const int row = warp + i * kWarps;
       if (row >= plan.num_rows) continue;
-      float acc = 0.0f;
-#pragma unroll
-      for (int g = 0; g < kWarps; ++g) {
-        if (g >= num_groups) break;
-        acc = __fmaf_rn(mine.groups[g][row * kSumStride + lane],
-                        mine.scales[g][lane / quant::kTileRows], acc);
-      }
+      const float acc =
+          close_groups(mine.groups[0] + row * kSumStride + lane, kTokenTiles * kMmaN * kSumStride,
+                       &mine.scales[0][lane / quant::kTileRows], num_groups);
       if (alone) {
         total[i] = __fadd_rn(total[i], acc);
       } else {
@@ -260,10 +230,8 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kFormat, k
     for (int i = 0; i < kValues; ++i) {
       const int row = warp + i * kWarps;
       if (row >= plan.num_rows) continue;
-#pragma unroll 4
-      for (int segment = 0; segment < m.cut.num_segments; ++segment) {
-        total[i] = __fadd_rn(total[i], __ldcg(partial(segment, row)));
-      }
+      total[i] =
+          add_segments(partial(0, row), partial(1, row) - partial(0, row), m.cut.num_segments);
     }
   }
 #pragma unroll
@@ -272,13 +240,6 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kFormat, k
     const std::int64_t col = std::int64_t{place.pair} * kOutputs + lane;
     if (row < plan.num_rows && col < m.weight.rows) store(m.y, plan.row_begin + row, col, total[i]);
   }
-}
-
-int num_multiprocessors() {
-  int device = 0, count = 1;
-  (void)cudaGetDevice(&device);
-  (void)cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  return count;
 }
 
 template <QuantFormat kFormat>
@@ -315,31 +276,15 @@ void check_output(const LinearFewOutput& output, const TensorView& x, QuantForma
         x.rows, x.cols, w.rows, w.cols, y.rows, y.cols);
 }
 
-}  // namespace
-
-bool suits_linear_few(const QuantView& weight, DType x) {
-  return x == DType::kBf16 && weight.spec.group == kGroup &&
-         (weight.spec.format == QuantFormat::kBf16 ||
-          weight.spec.format == QuantFormat::kF8E4m3B128);
-}
-
-LinearScratchSize linear_few_scratch(const QuantView& weight, std::int64_t rows) {
-  const LinearCut cut = cut_of(weight);
-  return {cut.num_partials(rows_at_once(rows)) * 4, cut.num_counters() * 4};
-}
-
-Status launch_linear_few(const LinearFewParams& params, const Stream& stream) {
+// Matrices that are cut, each as if it were alone.
+Status launch_cut(const LinearFewParams& params, const Stream& stream) {
   const TensorView& x = params.x;
-  CHECK(!params.outputs.empty() && params.outputs.size() <= kMostLinearsJoined,
-        "{} linears at once", params.outputs.size());
-  const QuantFormat format = params.outputs.front().weight.spec.format;
   Plan plan{};
   plan.x = x;
-  plan.aligned = reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && x.row_stride % kChunk == 0;
+  plan.aligned = rows_aligned(x);
   int num_matrices = 0, num_pairs = 0, most_shares = 0;
   LinearScratch scratch = params.scratch;
   for (const LinearFewOutput& output : params.outputs) {
-    check_output(output, x, format);
     const LinearCut cut = cut_of(output.weight);
     CHECK(cut.num_shares == 1 || (scratch.partials != nullptr && scratch.counters != nullptr),
           "no scratch for {} of {} segments", cut.segments_per_block, cut.num_segments);
@@ -351,13 +296,45 @@ Status launch_linear_few(const LinearFewParams& params, const Stream& stream) {
     scratch.counters += cut.num_counters();
   }
   const dim3 grid(static_cast<unsigned>(num_pairs), static_cast<unsigned>(most_shares));
+  const bool is_bf16 = params.outputs.front().weight.spec.format == QuantFormat::kBf16;
   for (plan.row_begin = 0; plan.row_begin < x.rows; plan.row_begin += kLinearFewRows) {
     plan.num_rows = static_cast<int>(rows_at_once(x.rows - plan.row_begin));
-    RETURN_IF_ERROR(format == QuantFormat::kBf16
-                        ? launch_rows<QuantFormat::kBf16>(plan, grid, stream)
-                        : launch_rows<QuantFormat::kF8E4m3B128>(plan, grid, stream));
+    RETURN_IF_ERROR(is_bf16 ? launch_rows<QuantFormat::kBf16>(plan, grid, stream)
+                            : launch_rows<QuantFormat::kF8E4m3B128>(plan, grid, stream));
   }
   return {};
+}
+
+}  // namespace
+
+bool suits_linear_few(const QuantView& weight, DType x) {
+  return x == DType::kBf16 && weight.spec.group == kGroup &&
+         (weight.spec.format == QuantFormat::kBf16 ||
+          weight.spec.format == QuantFormat::kF8E4m3B128);
+}
+
+LinearScratchSize linear_few_scratch(const QuantView& weight, std::int64_t rows) {
+  if (streams_linear(weight)) return linear_stream_scratch(weight, rows);
+  const LinearCut cut = cut_of(weight);
+  return {cut.num_partials(rows_at_once(rows)) * 4, cut.num_counters() * 4};
+}
+
+Status launch_linear_few(const LinearFewParams& params, const Stream& stream) {
+  CHECK(!params.outputs.empty() && params.outputs.size() <= kMostLinearsJoined,
+        "{} linears at once", params.outputs.size());
+  std::array<LinearFewOutput, kMostLinearsJoined> streamed, cut;
+  std::size_t num_streamed = 0, num_cut = 0;
+  for (const LinearFewOutput& output : params.outputs) {
+    check_output(output, params.x, params.outputs.front().weight.spec.format);
+    (streams_linear(output.weight) ? streamed[num_streamed++] : cut[num_cut++]) = output;
+  }
+  // One after the other, in the same scratch.
+  if (num_streamed > 0) {
+    RETURN_IF_ERROR(
+        launch_linear_stream({{streamed.data(), num_streamed}, params.x, params.scratch}, stream));
+  }
+  if (num_cut == 0) return {};
+  return launch_cut({{cut.data(), num_cut}, params.x, params.scratch}, stream);
 }
 
 }  // namespace stoker::gpu

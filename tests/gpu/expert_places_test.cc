@@ -466,6 +466,10 @@ TEST(ExpertPlaces, ProductsOfFewRows) {
   expect_plain_products<QuantFormat::kInt4, 128, 16, true>();
   expect_plain_products<QuantFormat::kBf16, 128, 16, true>();
 }
+// Those of linear_stream.cu are whole groups.
+TEST(ExpertPlaces, ProductsOfStreamedLinears) {
+  expect_plain_products<QuantFormat::kF8E4m3B128, 128, 32, true>();
+}
 TEST(ExpertPlaces, ProductsOfManyRows) {
   expect_plain_products<QuantFormat::kF8E4m3B128, 128, 16, false>();
   expect_plain_products<QuantFormat::kInt8, 128, 16, false>();

@@ -1,6 +1,6 @@
-// How linears of few rows are cut into blocks, followed on the host: every segment of every pair of
-// tiles falls to one block, whatever runs beside it, and every partial sum has a place of its own.
-// Needs no GPU.
+// How linears of few rows are cut into blocks, or streamed by them, followed on the host: every
+// segment of every pair of tiles falls to one block, whatever runs beside it, and every partial sum
+// has a place of its own. Needs no GPU.
 #include "gpu/kernels/common/linear_places.h"
 
 #include <gtest/gtest.h>
@@ -119,6 +119,116 @@ TEST(LinearPlaces, PartialSumsHaveAPlaceEach) {
     }
     EXPECT_EQ(static_cast<std::int64_t>(places.size()), num_sums);
     EXPECT_EQ(num_sums * kLinearOutputs, begin);  // and nothing lies idle
+  }
+}
+
+TEST(LinearPlaces, LargeFp8MatricesAreStreamed) {
+  const auto streamed = [](QuantFormat format, std::int64_t rows, std::int64_t cols) {
+    QuantView weight;
+    weight.rows = rows;
+    weight.cols = cols;
+    weight.spec.format = format;
+    return streams_linear(weight);
+  };
+  using enum QuantFormat;
+  // Of the published model: o, gate and up, down of a dense layer; q_b, wq_b, and a shared expert.
+  EXPECT_TRUE(streamed(kF8E4m3B128, 7168, 16384));
+  EXPECT_TRUE(streamed(kF8E4m3B128, 18432, 7168));
+  EXPECT_TRUE(streamed(kF8E4m3B128, 7168, 18432));
+  EXPECT_FALSE(streamed(kF8E4m3B128, 24576, 1536));
+  EXPECT_FALSE(streamed(kF8E4m3B128, 8192, 1536));
+  EXPECT_FALSE(streamed(kF8E4m3B128, 2048, 7168));
+  EXPECT_FALSE(streamed(kBf16, 129280, 7168));
+  // Tiles are whole.
+  EXPECT_TRUE(streamed(kF8E4m3B128, kLeastStreamedBytes / 1024 - 15, 1024));
+  EXPECT_FALSE(streamed(kF8E4m3B128, kLeastStreamedBytes / 1024 - 16, 1024));
+}
+
+class LinearStreams : public testing::Test {
+ protected:
+  // Pairs, segments, blocks: pairs in many shares, shares of many pairs, and such as fit.
+  static std::vector<LinearStream> some() {
+    std::vector<LinearStream> streams;
+    for (const int pairs : {1, 2, 7, 95, 224, 264, 576, 1152}) {
+      for (const int segments : {1, 2, 7, 16, 18, 99}) {
+        for (const int blocks : {1, 2, 108, 132, 264, 528}) {
+          streams.push_back({pairs, segments, std::min(blocks, pairs * segments)});
+        }
+      }
+    }
+    return streams;
+  }
+};
+
+TEST_F(LinearStreams, SharesAreEqualAndCoverAllSegments) {
+  for (const LinearStream& stream : some()) {
+    const int all = stream.num_pairs * stream.num_segments;
+    EXPECT_EQ(stream.begin(0), 0);
+    EXPECT_EQ(stream.begin(stream.num_blocks), all);
+    for (int block = 0; block < stream.num_blocks; ++block) {
+      const int share = stream.begin(block + 1) - stream.begin(block);
+      EXPECT_TRUE(share > 0 && share >= all / stream.num_blocks &&
+                  share <= (all + stream.num_blocks - 1) / stream.num_blocks)
+          << share;
+    }
+  }
+}
+
+// As blocks go: whole pairs on their own; of the others, at most the first and the last of a share,
+// each block adds to one counter what it has, and the sums stand where the last to add finds them.
+TEST_F(LinearStreams, CutPairsMeetInOnePlace) {
+  for (const LinearStream& stream : some()) {
+    const int num_segments = stream.num_segments;
+    std::map<int, int> owners;            // of a place: the pair
+    std::map<int, std::set<int>> places;  // of a cut pair
+    std::map<int, int> counted;           // segments of a pair
+    for (int block = 0; block < stream.num_blocks; ++block) {
+      const int begin = stream.begin(block), end = stream.begin(block + 1);
+      const int first = begin / num_segments, last = (end - 1) / num_segments;
+      for (int pair = first; pair <= last; ++pair) {
+        const int has = stream.segments_of(pair, begin, end);
+        EXPECT_EQ(has,
+                  std::min(end, (pair + 1) * num_segments) - std::max(begin, pair * num_segments));
+        counted[pair] += has;
+        if (has == num_segments) continue;
+        EXPECT_TRUE(pair == first || pair == last) << pair;
+        const int place = stream.first_block(block, pair);
+        EXPECT_TRUE(place >= 0 && place <= block) << place;
+        places[pair].insert(place);
+        const auto [owner, is_new] = owners.insert({place, pair});
+        EXPECT_EQ(owner->second, pair) << "place " << place;
+      }
+      EXPECT_EQ(stream.segments_of(first - 1, begin, end), 0);
+      EXPECT_EQ(stream.segments_of(last + 1, begin, end), 0);
+    }
+    EXPECT_EQ(static_cast<int>(counted.size()), stream.num_pairs);
+    for (const auto& [pair, count] : counted) EXPECT_EQ(count, num_segments);
+    for (const auto& [pair, of] : places) EXPECT_EQ(of.size(), 1U) << "pair " << pair;
+    if (HasFailure()) return;
+  }
+}
+
+TEST_F(LinearStreams, PartialSumsHaveAPlaceEach) {
+  const LinearStream stream{95, 17, 264};
+  for (const int num_rows : {1, 3, 8}) {
+    std::set<std::int64_t> sums, counters;
+    for (int block = 0; block < stream.num_blocks; ++block) {
+      for (int row = 0; row < num_rows; ++row) {
+        counters.insert(stream.counter(num_rows, row, block));
+        for (int segment = 0; segment < stream.num_segments; ++segment) {
+          const std::int64_t place = stream.partial(num_rows, segment, row, block);
+          EXPECT_EQ(place % kLinearOutputs, 0);
+          EXPECT_EQ(place, stream.partial(num_rows, 0, row, block) +
+                               segment * stream.partial(num_rows, 1, 0, 0));
+          sums.insert(place);
+        }
+      }
+    }
+    EXPECT_EQ(static_cast<std::int64_t>(sums.size()) * kLinearOutputs,
+              stream.num_partials(num_rows));
+    EXPECT_EQ(*sums.rbegin() + kLinearOutputs, stream.num_partials(num_rows));
+    EXPECT_EQ(static_cast<std::int64_t>(counters.size()), stream.num_counters(num_rows));
+    EXPECT_EQ(*counters.rbegin() + 1, stream.num_counters(num_rows));
   }
 }
 

@@ -2,11 +2,13 @@
 // as sums of F32 are, and the same for a row whatever stands beside it.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <utility>
 #include <vector>
 
+#include "gpu/kernels/common/linear_places.h"
 #include "quant/defined_arithmetic.h"
 #include "quant/expert_block.h"
 #include "tests/gpu/cuda_test.h"
@@ -20,6 +22,11 @@ class CudaProducts : public CudaTest {
   void expect_same_bits(float expected, float actual, const std::string& where) {
     EXPECT_EQ(f32_to_bits(expected), f32_to_bits(actual))
         << where << ": " << expected << " and " << actual;
+  }
+
+  static bool same_bits(const Values& a, const Values& b) {
+    return a.data.size() == b.data.size() &&
+           std::memcmp(a.data.data(), b.data.data(), a.data.size() * sizeof(float)) == 0;
   }
 
   bool on_tensor_cores(QuantFormat format) const {
@@ -266,14 +273,131 @@ TEST_P(CudaProducts, LinearsAreTheLinearOfEach) {
         expect_fine();
         for (std::size_t i = 0; i < weights.size(); ++i) {
           const Values expected = download(single[i].view()), got = download(joined[i].view());
-          EXPECT_EQ(std::memcmp(expected.data.data(), got.data.data(),
-                                expected.data.size() * sizeof(float)),
-                    0)
-              << "weight " << i;
+          EXPECT_TRUE(same_bits(expected, got)) << "weight " << i;
         }
         if (HasFailure()) return;
       }
     }
+  }
+}
+
+// Matrices that are streamed: alone and joined, beside others that are not, for any rows.
+TEST_P(CudaProducts, LargeLinears) {
+  using enum QuantFormat;
+  if (!on_tensor_cores(kF8E4m3B128)) GTEST_SKIP() << "BF16 inputs only";
+  struct Case {
+    std::vector<std::int64_t> rows;
+    std::int64_t cols;
+  };
+  const Case cases[] = {
+      {{3023}, 16650},  // just large enough, and nothing whole: tiles, pairs, groups, segments
+      {{7040, 40, 7025, 576}, 7168},
+      {{500}, 100704},  // blocks share most pairs, several of them one
+      {{50400}, 1000},  // and none
+  };
+  constexpr int kMost = 33;
+  Random random(21);
+  for (const Case& of : cases) {
+    std::vector<HostMatrix> hosts;
+    std::vector<WeightPtr> weights;
+    for (const std::int64_t rows : of.rows) {
+      hosts.push_back(random.matrix(kF8E4m3B128, rows, of.cols));
+      EXPECT_EQ(gpu::streams_linear(hosts.back().view), rows * of.cols > 45 << 20);
+      weights.push_back(adopt(hosts.back()));
+    }
+    const Values x = random.values(kMost, of.cols, activation);
+    const Tensor device_x = upload(x, activation);
+    std::vector<Values> all;  // the outputs of each matrix for all rows
+    for (const int num_rows : {kMost, 1, 3, 8, 9, 16}) {
+      SCOPED_TRACE(fmt::format("{} of {} inputs, {} rows", of.rows.front(), of.cols, num_rows));
+      const TestStep step({{num_rows, num_rows}});
+      begin(step);
+      const TensorView inputs = device_x.view().row_slice(kMost - num_rows, num_rows);
+      std::vector<Tensor> joined, single;
+      std::vector<LinearOutput> outputs;
+      for (const WeightPtr& weight : weights) {
+        joined.push_back(empty(DType::kF32, num_rows, weight->rows()));
+        single.push_back(empty(activation, num_rows, weight->rows()));
+        outputs.push_back({weight.get(), joined.back().view()});
+      }
+      backend->linears(step.view, outputs, inputs);
+      for (std::size_t i = 0; i < weights.size(); ++i) {
+        backend->linear(step.view, *weights[i], inputs, single[i].view());
+      }
+      for (std::size_t i = 0; i < weights.size(); ++i) {
+        SCOPED_TRACE(fmt::format("weight {}", i));
+        const Values got = download(joined[i].view());
+        if (num_rows == kMost) {
+          all.push_back(got);
+          const std::int64_t last = of.rows[i] - 1;
+          for (int sample = 0; sample < 10; ++sample) {
+            const std::int64_t r = last * sample / 9;
+            for (std::int64_t t = 0; t < kMost; ++t) {
+              expect_dot(hosts[i].view, r, x.row(t), got.at(t, r),
+                         fmt::format("row {} output {}", t, r));
+            }
+          }
+        }
+        Values expected(num_rows, of.rows[i]);
+        std::copy_n(all[i].row(kMost - num_rows), expected.data.size(), expected.data.begin());
+        EXPECT_TRUE(same_bits(expected, got));
+        for (float& value : expected.data) value = as_stored(activation, value);
+        EXPECT_TRUE(same_bits(expected, download(single[i].view()))) << "alone";
+      }
+      if (HasFailure()) return;
+    }
+  }
+}
+
+// One after another in the same memory, in order or not, and from graphs.
+TEST_P(CudaProducts, LargeLinearsThatOverlap) {
+  if (!on_tensor_cores(QuantFormat::kF8E4m3B128)) GTEST_SKIP() << "BF16 inputs only";
+  constexpr std::int64_t kSize = 7104;
+  Random random(22);
+  const HostMatrix large = random.matrix(QuantFormat::kF8E4m3B128, kSize, kSize);
+  const HostMatrix small = random.matrix(QuantFormat::kF8E4m3B128, 100, kSize);
+  ASSERT_TRUE(gpu::streams_linear(large.view));
+  for (const int num_rows : {3, 16}) {
+    const Values x = random.values(num_rows, kSize, activation, 0x1p-8f);
+    // The last of a few products of products, each time a part runs.
+    const auto chain = [&](const CudaBackendOptions& options) {
+      backend = make_backend(options);
+      const TestStep step({{num_rows, num_rows}});
+      const WeightPtr weight = adopt(large), other = adopt(small);
+      const Tensor first = upload(x, activation);
+      const Tensor even = empty(activation, num_rows, kSize);
+      const Tensor odd = empty(activation, num_rows, kSize);
+      const Tensor beside = empty(DType::kF32, num_rows, small.view.rows);
+      std::vector<Values> got;
+      for (int i = 0; i < 4; ++i) {
+        begin(step);
+        {
+          const PartScope part(backend.get(), step.view, 0);
+          backend->linear(step.view, *weight, first.view(), even.view());
+          backend->linear(step.view, *weight, even.view(), odd.view());
+          const LinearOutput both[] = {{weight.get(), even.view()}, {other.get(), beside.view()}};
+          backend->linears(step.view, both, odd.view());
+          backend->linear(step.view, *weight, even.view(), odd.view());
+        }
+        got.push_back(download(odd.view()));
+        got.push_back(download(beside.view()));
+      }
+      EXPECT_EQ(cuda_graphs_held(*backend) > 0, options.most_graphs > 0);
+      return got;
+    };
+    CudaBackendOptions options = options_for(GetParam());
+    const std::vector<Values> replayed = chain(options);
+    options.most_graphs = 0;
+    const std::vector<Values> overlapped = chain(options);
+    options.overlap_launches = false;
+    const std::vector<Values> in_order = chain(options);
+    for (std::size_t i = 0; i < in_order.size(); ++i) {
+      EXPECT_NE(in_order[i].data.front(), 0.0f);
+      EXPECT_TRUE(std::isfinite(in_order[i].data.front()));
+      EXPECT_TRUE(same_bits(overlapped[i], in_order[i])) << i;
+      EXPECT_TRUE(same_bits(replayed[i], in_order[i])) << i;
+    }
+    if (HasFailure()) return;
   }
 }
 

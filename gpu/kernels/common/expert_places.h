@@ -1,5 +1,6 @@
 // Where the operands of routed experts stand when tensor cores multiply them (expert_few.cu,
-// expert_many.cu), as plain index arithmetic that tests follow on the host.
+// expert_many.cu; weights of linear_stream.cu too), as plain index arithmetic that tests follow on
+// the host.
 //
 // A warp multiplies a pair of tiles of 16 weight rows (gate and up, or two of down) with inputs, 32
 // columns (a unit) at a time. Lane 4g + t holds

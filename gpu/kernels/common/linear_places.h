@@ -1,21 +1,45 @@
-// How linears of few rows are cut into blocks (linear_few.cu), and where those of several matrices
-// with the same inputs stand in one grid, as plain index arithmetic that tests follow on the host.
+// How linears of few rows are cut into blocks (linear_few.cu, linear_stream.cu), and where those of
+// several matrices with the same inputs stand in one launch, as plain index arithmetic that tests
+// follow on the host.
 //
-// A block takes a pair of tiles, 32 outputs, and some segments of 1024 columns. How a matrix is cut
-// depends on nothing beside it. In a grid, pairs of matrices stand side by side in x; y counts the
-// blocks that share a pair, up to the most that any of the matrices has.
+// All work is in pairs of tiles, 32 outputs, and segments of 1024 columns of them. linear_few.cu: a
+// block takes some segments of one pair. How a matrix is cut depends on nothing beside it. In a
+// grid, pairs of matrices stand side by side in x; y counts the blocks that share a pair, up to the
+// most that any of the matrices has.
+//
+// linear_stream.cu: the segments of all pairs of all matrices stand in a row, one pair's after
+// another's, and every block takes an equal share.
 #pragma once
 
 #include <climits>
 #include <cstdint>
 
+#include "gpu/kernels/common/expert_places.h"
 #include "gpu/launch.h"
 #include "quant/tile16.h"
 
 namespace stoker::gpu {
 
-inline constexpr int kLinearOutputs = 2 * quant::kTileRows;
-inline constexpr int kLinearSegmentCols = 1024;
+inline constexpr int kLinearOutputs = kPairRows;
+inline constexpr int kLinearGroup = 128;  // columns of a scale
+inline constexpr int kLinearSegmentGroups = 8;
+inline constexpr int kLinearSegmentCols = kLinearSegmentGroups * kLinearGroup;
+
+constexpr std::int32_t linear_pairs(std::int64_t rows) {
+  return static_cast<std::int32_t>((rows + kLinearOutputs - 1) / kLinearOutputs);
+}
+constexpr std::int32_t linear_segments(std::int64_t cols) {
+  return static_cast<std::int32_t>((cols + kLinearSegmentCols - 1) / kLinearSegmentCols);
+}
+
+// Which matrices are streamed: so large that a block's share is much more than what it has on its
+// way. Depends on the matrix alone, as its rows' bits do.
+inline constexpr std::int64_t kLeastStreamedBytes = std::int64_t{48} << 20;
+constexpr bool streams_linear(const QuantView& weight) {
+  const quant::Tile16 tile{weight.rows, weight.cols, weight.spec};
+  return weight.spec.format == QuantFormat::kF8E4m3B128 &&
+         tile.payload_bytes() >= kLeastStreamedBytes;
+}
 
 // A matrix in blocks.
 struct LinearCut {
@@ -34,9 +58,7 @@ struct LinearCut {
 // What is soonest done by waves of blocks, to each of which its start and end cost about as much as
 // half a segment. `at_once`: blocks that a device runs side by side.
 constexpr LinearCut cut_linear(std::int64_t rows, std::int64_t cols, std::int64_t at_once) {
-  const auto num_pairs = static_cast<std::int32_t>((rows + kLinearOutputs - 1) / kLinearOutputs);
-  const auto num_segments =
-      static_cast<std::int32_t>((cols + kLinearSegmentCols - 1) / kLinearSegmentCols);
+  const std::int32_t num_pairs = linear_pairs(rows), num_segments = linear_segments(cols);
   LinearCut best;
   std::int64_t best_cost = 0;
   for (std::int32_t count = num_segments; count > 0; --count) {
@@ -69,5 +91,44 @@ STOKER_HD constexpr std::int64_t linear_partial(int num_pairs, int num_rows, int
                                                 int pair) {
   return ((std::int64_t{segment} * num_rows + row) * num_pairs + pair) * kLinearOutputs;
 }
+
+// The shares of a launch that streams. A pair is in one share, or cut: then the sums of its
+// segments go through memory, at the place of the first block that has some of it, of which it is
+// the last pair.
+struct LinearStream {
+  std::int32_t num_pairs = 0;  // of all matrices
+  std::int32_t num_segments = 0;
+  std::int32_t num_blocks = 0;  // no more than there are segments in all
+
+  // Where a block's share begins and the one before ends, in segments of all pairs.
+  STOKER_HD constexpr int begin(int block) const {
+    return share_begin(block, num_blocks, num_pairs * num_segments);
+  }
+  // How many segments of a pair a share has.
+  STOKER_HD constexpr int segments_of(int pair, int share_begin, int share_end) const {
+    const int pair_begin = pair * num_segments, pair_end = pair_begin + num_segments;
+    const int from = share_begin > pair_begin ? share_begin : pair_begin;
+    const int to = share_end < pair_end ? share_end : pair_end;
+    return to > from ? to - from : 0;
+  }
+  // The first block that has some of a pair; `block` has some.
+  STOKER_HD constexpr int first_block(int block, int pair) const {
+    while (begin(block) > pair * num_segments) --block;
+    return block;
+  }
+
+  // In that memory: the sum of a segment for the first output of a cut pair, F32; and how many
+  // segments of it a row has.
+  STOKER_HD constexpr std::int64_t partial(int num_rows, int segment, int row, int block) const {
+    return linear_partial(num_blocks, num_rows, segment, row, block);
+  }
+  STOKER_HD constexpr int counter(int num_rows, int row, int block) const {
+    return block * num_rows + row;
+  }
+  constexpr std::int64_t num_partials(std::int64_t num_rows) const {
+    return num_segments * num_rows * num_blocks * kLinearOutputs;
+  }
+  constexpr std::int64_t num_counters(std::int64_t num_rows) const { return num_blocks * num_rows; }
+};
 
 }  // namespace stoker::gpu
