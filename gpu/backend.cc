@@ -203,7 +203,10 @@ Status CudaBackend::begin_step(const StepView& step) {
 }
 
 Event CudaBackend::record() {
-  run([&] { return tickets_.enqueue(stream_); });
+  run([&] {
+    route_was_last_ = after_route_;
+    return tickets_.enqueue(stream_);
+  });
   // After an error the last one before it: nothing more will happen.
   return Event{status_.ok() ? tickets_.take() : tickets_.last()};
 }
@@ -273,9 +276,11 @@ void CudaBackend::copy_in(const TensorView& dst, const void* src) {
 
 void CudaBackend::copy_out(void* dst, const TensorView& src) {
   run([&] {
-    return static_cast<std::int64_t>(src.bytes()) <= kPostedBytes && is_pinned(dst)
-               ? launch_post(src, dst, stream_)
-               : copy_rows(dst, src.cols, src.data, src.row_stride, src, stream_);
+    if (static_cast<std::int64_t>(src.bytes()) > kPostedBytes || !is_pinned(dst)) {
+      return copy_rows(dst, src.cols, src.data, src.row_stride, src, stream_);
+    }
+    route_was_last_ = after_route_;
+    return launch_post(src, dst, stream_);
   });
 }
 

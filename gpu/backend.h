@@ -140,6 +140,11 @@ class CudaBackend final : public Backend {
   DeviceBuffer inv_freq_;
   ScratchBuffers scratch_;
   PartGraphs graphs_;
+  // Between this operation and route() nothing but kernels that write host memory was enqueued:
+  // kernels of it may start when all before route() is complete (siblings,
+  // kernels/common/overlap.cuh).
+  bool after_route_ = false;
+  bool route_was_last_ = false;           // of the operations so far
   std::vector<ExpertTask> tasks_;         // reused, as are
   std::vector<ExpertFewTask> few_tasks_;  // these
   PrefillExperts prefill_experts_;

@@ -6,6 +6,7 @@
 
 #include "gpu/backend.h"
 #include "gpu/error.h"
+#include "gpu/kernels/common/linear_places.h"
 #include "gpu/run-inl.h"
 #include "gpu/weights.h"
 #include "quant/tile16.h"
@@ -85,9 +86,10 @@ Status CudaBackend::multiply(const StepView& step, std::span<const LinearFewOutp
     const std::span<const LinearFewOutput> wanted = std::span(to).first(outputs.size());
     if (first.purpose == Purpose::kDecode) {
       RETURN_IF_ERROR(multiply_few(wanted, from));
-      continue;
+    } else {
+      for (const LinearFewOutput& output : wanted) RETURN_IF_ERROR(multiply_many(output, from));
     }
-    for (const LinearFewOutput& output : wanted) RETURN_IF_ERROR(multiply_many(output, from));
+    after_route_ = false;
   }
   return {};
 }
@@ -102,24 +104,45 @@ int CudaBackend::most_visible(const StepView& step, std::span<const std::int32_t
   return range.last;
 }
 
-// Those of one format that tensor cores take go together.
+// Those of one format that tensor cores take go together, and those of another beside them.
 Status CudaBackend::multiply_few(std::span<const LinearFewOutput> outputs, const TensorView& x) {
-  DeviceBuffer &partials = scratch_.linear_partials, &counters = scratch_.linear_counters;
-  for (const QuantFormat format : {QuantFormat::kF8E4m3B128, QuantFormat::kBf16}) {
-    std::array<LinearFewOutput, kMostLinearsJoined> joined;
+  struct Joined {
+    std::array<LinearFewOutput, kMostLinearsJoined> outputs;
     std::size_t count = 0;
     LinearScratchSize scratch;
-    for (const LinearFewOutput& output : outputs) {
-      const QuantView& w = output.weight;
-      if (w.spec.format != format || !suits_linear_few(w, x.dtype)) continue;
-      joined[count++] = output;
-      scratch += linear_few_scratch(w, x.rows);
-    }
-    if (count == 0) continue;
-    RETURN_IF_ERROR(partials.grow(scratch.partial_bytes), "partial sums of linears");
-    RETURN_IF_ERROR(counters.grow(scratch.counter_bytes), "counters of linears");
-    RETURN_IF_ERROR(launch_linear_few(
-        {{joined.data(), count}, x, {at<float>(partials, 0), at<unsigned>(counters, 0)}}, stream_));
+    bool is_cut = false;  // its last launch is that of a cut matrix
+  };
+  // 1. Each its own part of the scratch.
+  std::array<Joined, 2> both;  // FP8, BF16
+  LinearScratchSize scratch;
+  for (const LinearFewOutput& output : outputs) {
+    const QuantView& w = output.weight;
+    if (!suits_linear_few(w, x.dtype)) continue;
+    Joined& joined = both[w.spec.format == QuantFormat::kBf16 ? 1 : 0];
+    joined.outputs[joined.count++] = output;
+    joined.is_cut = joined.is_cut || !streams_linear(w);
+    const LinearScratchSize size = linear_few_scratch(w, x.rows);
+    joined.scratch += size;
+    scratch += size;
+  }
+  DeviceBuffer &partials = scratch_.linear_partials, &counters = scratch_.linear_counters;
+  RETURN_IF_ERROR(partials.grow(scratch.partial_bytes), "partial sums of linears");
+  RETURN_IF_ERROR(counters.grow(scratch.counter_bytes), "counters of linears");
+  // 2. The launches.
+  LinearScratchSize used;
+  bool is_sibling = after_route_;
+  for (const Joined& joined : both) {
+    if (joined.count == 0) continue;
+    const bool has_sibling = &joined == &both[0] && joined.is_cut && both[1].count > 0;
+    RETURN_IF_ERROR(launch_linear_few({.outputs = {joined.outputs.data(), joined.count},
+                                       .x = x,
+                                       .scratch = {at<float>(partials, used.partial_bytes / 4),
+                                                   at<unsigned>(counters, used.counter_bytes / 4)},
+                                       .is_sibling = is_sibling,
+                                       .has_sibling = has_sibling},
+                                      stream_));
+    is_sibling = has_sibling && x.rows <= kLinearFewRows;
+    used += joined.scratch;
   }
   for (const LinearFewOutput& output : outputs) {
     if (suits_linear_few(output.weight, x.dtype)) continue;
@@ -303,7 +326,11 @@ void CudaBackend::silu_mul(const StepView& step, TensorView gate, TensorView up,
 void CudaBackend::route(const StepView& step, const RouteParams& params) {
   check_rows(step, params.logits);
   if (status_.ok()) status_ = check_forced(params);
-  run([&] { return route_rows(params); });
+  run([&]() -> Status {
+    RETURN_IF_ERROR(route_rows(params));
+    route_was_last_ = true;
+    return {};
+  });
 }
 
 Status CudaBackend::route_rows(const RouteParams& params) {

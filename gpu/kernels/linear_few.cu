@@ -49,6 +49,7 @@ struct Plan {
   LinearGrid grid;
   TensorView x;
   bool aligned;
+  bool is_sibling, has_sibling;
   int num_rows;            // of x, for this launch
   std::int64_t row_begin;  // of x
 };
@@ -68,10 +69,10 @@ struct GroupSums {
   float at[kTokenTiles][2][4] = {};
 };
 
-// Of the first group, weights are asked for before the kernel that writes the inputs is done.
+// `waits`: weights are asked for before the kernel that writes the inputs is done.
 template <QuantFormat kFormat, int kTokenTiles>
 __device__ void sum_group(const Plan& plan, const std::byte* payload, const quant::Tile16& tile,
-                          std::int64_t tile_idx, std::int64_t begin, bool first,
+                          std::int64_t tile_idx, std::int64_t begin, bool waits,
                           GroupSums<kTokenTiles>& sums) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, t = lane % 4;
   constexpr int kWords = kWordsPerEight<kFormat>;
@@ -90,7 +91,7 @@ __device__ void sum_group(const Plan& plan, const std::byte* payload, const quan
       weights[s][w] = inside ? load_once(at + w * 4) : uint4{};
     }
   }
-  if (first) wait_for_previous();
+  if (waits) wait_for_previous();
 #pragma unroll
   for (int s = 0; s < kStretches; ++s) {
     const std::int64_t k = begin + s * kStretch + 8 * t;
@@ -99,9 +100,10 @@ __device__ void sum_group(const Plan& plan, const std::byte* payload, const quan
       inputs[s][n] = {};
       const int x_row = kMmaN * n + g;
       if (x_row < plan.num_rows) {
-        inputs[s][n] = load_eight(
-            static_cast<const bf16*>(plan.x.data) + (plan.row_begin + x_row) * plan.x.row_stride, k,
-            plan.x.cols, plan.aligned);
+        const bf16* const x =
+            static_cast<const bf16*>(plan.x.data) + (plan.row_begin + x_row) * plan.x.row_stride;
+        inputs[s][n] = plan.is_sibling ? load_eight<true>(x, k, plan.x.cols, plan.aligned)
+                                       : load_eight(x, k, plan.x.cols, plan.aligned);
       }
     }
   }
@@ -148,7 +150,7 @@ struct SegmentSums {
 template <QuantFormat kFormat, int kTokenTiles>
 __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kFormat, kTokenTiles))
     linear_few(const __grid_constant__ Plan plan) {
-  start_next();
+  if (!plan.has_sibling) start_next();
   __shared__ __align__(16) SegmentSums<kTokenTiles> shared[2];  // of even and odd segments
   __shared__ bool is_last;
   const LinearPlace place = linear_place(plan.grid, static_cast<int>(blockIdx.x));
@@ -173,7 +175,7 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kFormat, k
   };
   for (int segment = segment_begin; segment < segment_end; ++segment) {
     SegmentSums<kTokenTiles>& mine = shared[segment % 2];
-    const bool first = segment == segment_begin;
+    const bool waits = segment == segment_begin && !plan.is_sibling;
     // 1. A group a warp.
     const std::int64_t begin = std::int64_t{segment} * kLinearSegmentCols;
     const int num_groups =
@@ -187,7 +189,7 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kFormat, k
                                     tile.scale_index(scale_tile * quant::kTileRows, group_begin));
       }
       GroupSums<kTokenTiles> sums;
-      sum_group<kFormat, kTokenTiles>(plan, m.weight.payload, tile, tile_idx, group_begin, first,
+      sum_group<kFormat, kTokenTiles>(plan, m.weight.payload, tile, tile_idx, group_begin, waits,
                                       sums);
 #pragma unroll
       for (int n = 0; n < kTokenTiles; ++n) {
@@ -195,11 +197,13 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kFormat, k
                    mine.groups[warp] + n * kMmaN * kSumStride);
       }
       if (lane < 2) mine.scales[warp][lane] = scale;
-    } else if (first) {
+    } else if (waits) {
       wait_for_previous();
     }
     __syncthreads();
-    // 2. The groups in order.
+    if (plan.has_sibling)
+      start_next();  // once is enough, more do nothing
+                     // 2. The groups in order.
 #pragma unroll
     for (int i = 0; i < kValues; ++i) {
       const int row = warp + i * kWarps;
@@ -224,7 +228,10 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kFormat, k
       if (is_last) *counter = 0;  // for the next launch
     }
     __syncthreads();
-    if (!is_last) return;
+    if (!is_last) {
+      if (plan.is_sibling) wait_for_previous();
+      return;
+    }
     __threadfence();
 #pragma unroll
     for (int i = 0; i < kValues; ++i) {
@@ -240,6 +247,7 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kFormat, k
     const std::int64_t col = std::int64_t{place.pair} * kOutputs + lane;
     if (row < plan.num_rows && col < m.weight.rows) store(m.y, plan.row_begin + row, col, total[i]);
   }
+  if (plan.is_sibling) wait_for_previous();
 }
 
 template <QuantFormat kFormat>
@@ -282,6 +290,8 @@ Status launch_cut(const LinearFewParams& params, const Stream& stream) {
   Plan plan{};
   plan.x = x;
   plan.aligned = rows_aligned(x);
+  plan.is_sibling = params.is_sibling && x.rows <= kLinearFewRows;
+  plan.has_sibling = params.has_sibling && x.rows <= kLinearFewRows;
   int num_matrices = 0, num_pairs = 0, most_shares = 0;
   LinearScratch scratch = params.scratch;
   for (const LinearFewOutput& output : params.outputs) {
@@ -334,7 +344,10 @@ Status launch_linear_few(const LinearFewParams& params, const Stream& stream) {
         launch_linear_stream({{streamed.data(), num_streamed}, params.x, params.scratch}, stream));
   }
   if (num_cut == 0) return {};
-  return launch_cut({{cut.data(), num_cut}, params.x, params.scratch}, stream);
+  LinearFewParams rest = params;
+  rest.outputs = {cut.data(), num_cut};
+  rest.is_sibling = params.is_sibling && num_streamed == 0;
+  return launch_cut(rest, stream);
 }
 
 }  // namespace stoker::gpu

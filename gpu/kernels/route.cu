@@ -22,7 +22,6 @@ __device__ float top_two(const float* values, int n) {
 // One warp per row. Shared memory: gates [num_experts], choice scores [num_experts], group scores
 // [num_groups], kept groups [num_groups], chosen experts [top_k].
 __global__ void __launch_bounds__(kWarp) route(RouteRowsParams p) {
-  start_next();
   extern __shared__ float shared[];
   const int num_experts = p.spec.num_experts, num_groups = p.spec.num_groups;
   const int top_k = p.spec.top_k;
@@ -35,6 +34,7 @@ __global__ void __launch_bounds__(kWarp) route(RouteRowsParams p) {
   const int lane = static_cast<int>(threadIdx.x);
   prefetch_block(p.bias.data, num_experts * 4);
   wait_for_previous();
+  start_next();  // what follows may be a sibling
   for (int e = lane; e < num_experts; e += kWarp) {
     gates[e] = __fdiv_rn(1.0f, __fadd_rn(1.0f, quant::exp_defined(-load(p.logits, row, e))));
     scores[e] = gates[e] + load(p.bias, 0, e);

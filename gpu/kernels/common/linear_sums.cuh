@@ -19,11 +19,15 @@ inline bool rows_aligned(const TensorView& x) {
   return reinterpret_cast<std::uintptr_t>(x.data) % kPieceBytes == 0 && x.row_stride % 8 == 0;
 }
 // Columns k .. k + 7 of a row of `cols` inputs, zeros past its end. `aligned`: at 16 bytes.
+// kPastL1: before this kernel has waited for the one before, when its L1 cache may hold old lines.
+template <bool kPastL1 = false>
 __device__ inline uint4 load_eight(const bf16* x, std::int64_t k, std::int64_t cols, bool aligned) {
-  if (aligned && k + 8 <= cols) return *reinterpret_cast<const uint4*>(x + k);
-  bf16 eight[8] = {};
+  const auto load = [](auto* at) { return kPastL1 ? __ldcg(at) : *at; };
+  if (aligned && k + 8 <= cols) return load(reinterpret_cast<const uint4*>(x + k));
+  const auto* const bits = reinterpret_cast<const std::uint16_t*>(x);
+  std::uint16_t eight[8] = {};
   for (int i = 0; i < 8; ++i) {
-    if (k + i < cols) eight[i] = x[k + i];
+    if (k + i < cols) eight[i] = load(bits + k + i);
   }
   uint4 out;
   memcpy(&out, eight, sizeof out);
