@@ -312,7 +312,7 @@ class Bench {
     std::vector<std::int32_t> first;  // of kMostRows rows for each sequence
     for (int s = 0; s < kIndexSequences; ++s) first.insert(first.end(), kMostRows, s * kPages);
     const DeviceBuffer first_memory = upload(first);
-    for (const int num_tokens : {16384, kIndexTokens}) {
+    for (const int num_tokens : {4096, 16384, kIndexTokens}) {
       const DeviceBuffer positions = upload(std::vector<std::int32_t>(kMostRows, num_tokens - 1));
       for (const int num_rows : {1, 2, 4, 64}) {
         IndexScoreParams p;

@@ -2,7 +2,7 @@
 // is gathered into shared memory once and multiplied with many heads. Rows of an FP8 cache become
 // BF16 there, which is exact: from then on nothing differs.
 //
-// The keys of a row are split among blocks, and a second kernel merges the splits. Both the splits
+// The keys of a row are split among blocks, and the splits are merged later. Both the splits
 // and the tiles within them depend on the row's own number of keys and purpose alone, and every sum
 // on its own order alone: neither other rows nor the number of heads in a block changes a bit.
 #include <algorithm>
@@ -15,6 +15,7 @@
 #include "gpu/kernels/common/pages.cuh"
 #include "gpu/kernels/common/reduce.cuh"
 #include "gpu/kernels/common/rows.cuh"
+#include "gpu/kernels/common/splits.cuh"
 #include "gpu/kernels/common/visible.cuh"
 
 namespace stoker::gpu {
@@ -22,23 +23,15 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarp;
-constexpr int kTileKeys = 64;
+constexpr int kTileKeys = kSplitTile;
 constexpr int kKeyTiles = kTileKeys / kMmaN;  // of a tile
 constexpr int kChunks = kLatentWidth / kChunk;
 constexpr int kWarpLatents = kLatentDim / kWarps;
-constexpr int kMergeThreads = 128;
+constexpr int kMergeLatents = 4;  // of a thread
+constexpr int kMergeThreads = kLatentDim / kMergeLatents;
 constexpr float kLog2E = 1.44269504f;
 
-static_assert(kMergeThreads * 4 == kLatentDim && kTileKeys == kWarps * 8);
-
-struct Splits {
-  int keys, count;
-};
-__device__ Splits splits_of(int num_keys, const AttendLatentParams& a) {
-  const int wanted = min((num_keys + a.split_keys - 1) / a.split_keys, a.max_splits);
-  const int keys = ((num_keys + wanted - 1) / wanted + kTileKeys - 1) / kTileKeys * kTileKeys;
-  return {keys, (num_keys + keys - 1) / keys};
-}
+static_assert(kTileKeys == kWarps * 8);
 
 // Byte offset of a chunk in a tile of rows of `width` values: neighbouring rows are shifted against
 // each other, so that eight of them are read without bank conflicts.
@@ -351,7 +344,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
     highs[head_of_half[1]] = highest[1];
   }
   __syncthreads();
-  const bool only = splits.count == 1;
+  const bool only = splits.count == 1 && !a.projection_merges();
   const std::int64_t split_row = (local_row * a.max_splits + split) * p.dims.num_heads + head_begin;
   if (!only && thread < L::kHeads) {
     a.split_stats[split_row + thread] = {highs[thread], totals[thread]};
@@ -378,35 +371,18 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
 }
 
 // One block per head and row: its splits, in order.
-__global__ void __launch_bounds__(kMergeThreads) merge_splits(AttendLatentParams a) {
+__global__ void __launch_bounds__(kMergeThreads) merge_rows(AttendLatentParams a) {
   start_next();
-  const std::int64_t local_row = blockIdx.y, row = a.row_begin + local_row;
+  const std::int64_t local_row = blockIdx.y;
+  const int head = static_cast<int>(blockIdx.x);
   wait_for_previous();
-  const Splits splits = splits_of(visible_to(a.rows, row).count, a);
+  const Splits splits = splits_of(visible_to(a.rows, a.row_begin + local_row).count, a);
   if (splits.count == 1) return;
-  const int num_heads = a.rows.dims.num_heads, head = static_cast<int>(blockIdx.x);
-  const std::int64_t first = local_row * a.max_splits * num_heads + head;
-  float highest = -INFINITY;
-  for (int s = 0; s < splits.count; ++s) {
-    highest = fmaxf(highest, a.split_stats[first + std::int64_t{s} * num_heads].highest);
-  }
-  float4 sum{};
-  float total = 0.0f;
-  for (int s = 0; s < splits.count; ++s) {
-    const std::int64_t at = first + std::int64_t{s} * num_heads;
-    const SplitStat stat = a.split_stats[at];
-    const float weight = exp2f(stat.highest - highest);
-    const float4 part =
-        reinterpret_cast<const float4*>(a.split_sums + at * kLatentDim)[threadIdx.x];
-    total = __fmaf_rn(weight, stat.total, total);
-    sum.x = __fmaf_rn(weight, part.x, sum.x);
-    sum.y = __fmaf_rn(weight, part.y, sum.y);
-    sum.z = __fmaf_rn(weight, part.z, sum.z);
-    sum.w = __fmaf_rn(weight, part.w, sum.w);
-  }
-  bf16* out = a.queries + (local_row * num_heads + head) * kLatentWidth;
-  reinterpret_cast<uint2*>(out)[threadIdx.x] = {pack_bf16(sum.x / total, sum.y / total),
-                                                pack_bf16(sum.z / total, sum.w / total)};
+  float sums[kMergeLatents];
+  merge_splits(a, local_row, head, splits.count, sums);
+  bf16* out = a.queries + (local_row * a.rows.dims.num_heads + head) * kLatentWidth;
+  reinterpret_cast<uint2*>(out)[threadIdx.x] = {pack_bf16(sums[0], sums[1]),
+                                                pack_bf16(sums[2], sums[3])};
 }
 
 template <int kHeadTiles>
@@ -430,14 +406,11 @@ Status launch_tiles(const AttendLatentParams& a, int num_stages, const Stream& s
 
 Status launch_attend_latent(const AttendLatentParams& params, const Stream& stream) {
   const AttendLatentParams& a = params;
-  int device = 0, shared_limit = 0, num_sms = 0;
-  RETURN_IF_ERROR(cuda_status(cudaGetDevice(&device), "attention: the current device"));
-  RETURN_IF_ERROR(cuda_status(
-      cudaDeviceGetAttribute(&shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-      "attention: shared memory of a block"));
-  RETURN_IF_ERROR(
-      cuda_status(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device),
-                  "attention: number of multiprocessors"));
+  ASSIGN_OR_RETURN(const bool few, suits_attend_few(a));
+  if (few) return launch_attend_few(a, stream);
+  ASSIGN_OR_RETURN(const int shared_limit,
+                   device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+  ASSIGN_OR_RETURN(const int num_sms, device_attribute(cudaDevAttrMultiProcessorCount));
   // Many heads in a block read the keys less often; few make more blocks of a few rows. A block of
   // many takes about as long as two of few.
   constexpr int kMany = 4, kFew = 1;
@@ -456,9 +429,9 @@ Status launch_attend_latent(const AttendLatentParams& params, const Stream& stre
     const int num_stages = Layout<kFew>::shared_bytes(2) <= shared_limit ? 2 : 1;
     RETURN_IF_ERROR(launch_tiles<kFew>(a, num_stages, stream));
   }
-  if (a.max_splits == 1) return {};
+  if (a.max_splits == 1 || a.projection_merges()) return {};
   const dim3 grid(static_cast<unsigned>(heads), static_cast<unsigned>(a.num_rows));
-  return launch_kernel("merge_splits", merge_splits, {grid, dim3(kMergeThreads)}, stream, a);
+  return launch_kernel("merge_splits", merge_rows, {grid, dim3(kMergeThreads)}, stream, a);
 }
 
 }  // namespace stoker::gpu

@@ -29,12 +29,20 @@ struct AttendLatentParams {
   bf16* queries;           // [num_rows, num_heads, kLatentWidth]; results take the place of latents
   float* split_sums;       // [num_rows, max_splits, num_heads, kLatentDim]
   SplitStat* split_stats;  // [num_rows, max_splits, num_heads]
+
+  // Whether launch_project_values() merges what the splits of the keys left: a single row would
+  // wait for one launch more, of many rows a launch of its own merges more at once.
+  __host__ __device__ bool projection_merges() const { return num_rows == 1 && max_splits > 1; }
 };
 
 // queries = q_nope . Wk beside q_rope
 Status launch_absorb_queries(const AttendLatentParams& params, const Stream& stream);
-// queries = softmax over the visible keys, times their latents
+// queries = softmax over the visible keys, times their latents; splits are left to be merged where
+// projection_merges() says so
 Status launch_attend_latent(const AttendLatentParams& params, const Stream& stream);
+// The same for a single row, all of whose keys are on their way at once (attend_few.cu).
+Result<bool> suits_attend_few(const AttendLatentParams& params);
+Status launch_attend_few(const AttendLatentParams& params, const Stream& stream);
 // out = queries . Wv
 Status launch_project_values(const AttendLatentParams& params, const Stream& stream);
 

@@ -24,40 +24,27 @@ constexpr int kThreads = kWarps * kWarp;
 constexpr int kWarpTiles = 4;  // of 8 keys that a warp holds
 constexpr int kBlockKeys = kWarps * kWarpTiles * kMmaN;
 constexpr int kLoads = kIndexDim / 32;  // a lane reads 8 of every 32 values of a key
-constexpr int kSteps = kIndexDim / kMmaK;
 constexpr int kMostRowsPerBlock = 8;
 constexpr int kEnoughBlocks = 1024;
 
-struct Lane {
-  int group, member;  // as in fragments
-};
-__device__ Lane this_lane() {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  return {lane / 4, lane % 4};
+// Where chunk `chunk` of a head's query lies in shared memory, [heads, chunks]: every other head
+// has its chunks in other places, so that no bank is read twice.
+__device__ int query_place(int head, int chunk) {
+  return head * (kIndexDim / kChunk) + (chunk ^ head % 2 * 4);
 }
 
-// A row's queries to `to` [heads / 16, kSteps, kWarp] fragments of 16 bytes, after
-// wait_for_copies(), and its weights.
+// A row's queries to `to`, after wait_for_copies(), and its weights.
 __device__ void load_queries(const IndexScoreParams& p, std::int64_t row, uint4* to,
                              float* weights) {
-  // A thread copies one chunk of one head in every tile: the step's lower k, its higher k, and
-  // those of the next step.
   constexpr int kChunks = kIndexDim / kChunk;
-  static_assert(kThreads == kMmaM * kChunks);
   const int thread = static_cast<int>(threadIdx.x);
-  const int head = thread / kChunks, chunk = thread % kChunks;
   const auto* query =
       static_cast<const bf16*>(p.queries.data) + row * p.queries.row_stride + thread * kChunk;
-  const int fragment = chunk / 4 * 2 * kWarp + head % 8 * 4 + chunk % 4;
-  const unsigned first = shared_address(to + fragment) + head / 8 * 4;
-  constexpr int kStepBytes = kWarp * kChunkBytes;
+  const int head = thread / kChunks, chunk = thread % kChunks;
+  static_assert(kThreads == kMmaM * kChunks);
+  const unsigned first = shared_address(to + query_place(head, chunk));
   for (int tile = 0; tile < p.dims.num_heads / kMmaM; ++tile) {
-    const bf16* from = query + tile * kMmaM * kIndexDim;
-    const unsigned at = first + tile * kSteps * kStepBytes;
-    copy_word_async(at, from);
-    copy_word_async(at + 8, from + 2);
-    copy_word_async(at + kStepBytes, from + 4);
-    copy_word_async(at + kStepBytes + 8, from + 6);
+    copy_async(first + tile * kThreads * kChunkBytes, query + tile * kThreads * kChunk);
   }
   const auto* weight = static_cast<const float*>(p.weights.data) + row * p.weights.row_stride;
   for (int i = thread; i < p.dims.num_heads; i += kThreads) {
@@ -75,7 +62,7 @@ struct CachedKey<false> {
 
   __device__ void load(const TensorView& cache, std::int64_t row) {
     const auto* key = static_cast<const bf16*>(cache.data) + row * cache.row_stride;
-    const auto* from = reinterpret_cast<const uint4*>(key) + this_lane().member;
+    const auto* from = reinterpret_cast<const uint4*>(key) + fragment_lane().member;
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) chunks[i] = from[4 * i];
   }
@@ -93,7 +80,7 @@ struct CachedKey<true> {
   __device__ void load(const TensorView& cache, std::int64_t row) {
     const auto* key = reinterpret_cast<const unsigned*>(static_cast<const std::byte*>(cache.data) +
                                                         row * cache.row_stride);
-    const auto* from = key + 2 * this_lane().member;
+    const auto* from = key + 2 * fragment_lane().member;
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) codes[i] = {from[8 * i], from[8 * i + 1]};
     scale = __uint_as_float(key[kIndexDim / 4]);
@@ -110,17 +97,21 @@ static_assert(quant::kv_row_layout({kIndexDim, 0}).scales_at == kIndexDim && kIn
 template <int kTiles>
 __device__ void score_keys(const uint4 (&keys)[kTiles][kLoads], const uint4* queries,
                            const float* weights, int num_heads, float (&scores)[kTiles][2]) {
-  const Lane lane = this_lane();
+  const FragmentLane lane = fragment_lane();
+  const int even_at = lane.group % 2 * 4, odd_at = 4 - even_at;  // of chunks that are swapped
 #pragma unroll
   for (auto& score : scores) score[0] = score[1] = 0.0f;
 #pragma unroll(4 / kTiles)
   for (int head = 0; head < num_heads; head += kMmaM) {
     float dots[kTiles][4] = {};
-    const uint4* fragments = queries + head / kMmaM * kSteps * kWarp + threadIdx.x % kWarp;
+    const uint4* rows = queries + (head + lane.group) * (kIndexDim / kChunk) + lane.member;
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      const uint4 q0 = fragments[2 * i * kWarp], q1 = fragments[(2 * i + 1) * kWarp];
-      const unsigned first[4] = {q0.x, q0.y, q0.z, q0.w}, second[4] = {q1.x, q1.y, q1.z, q1.w};
+      // Chunk 4 * i of heads `group` and `group` + 8, which are both even or both odd.
+      const uint4* at = rows + 4 * (i / 2 * 2) + (i % 2 == 0 ? even_at : odd_at);
+      const uint4 low = at[0], high = at[8 * (kIndexDim / kChunk)];
+      const unsigned first[4] = {low.x, high.x, low.y, high.y};
+      const unsigned second[4] = {low.z, high.z, low.w, high.w};
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) mma(dots[n], first, keys[n][i].x, keys[n][i].y);
 #pragma unroll
@@ -147,25 +138,37 @@ __device__ void score_keys(const uint4 (&keys)[kTiles][kLoads], const uint4* que
   }
 }
 
-// One block per stretch of the only row's positions; a warp takes a page. Shared memory: queries,
-// weights [heads].
-template <bool kFp8>
+// One block per stretch of the only row's positions; a warp takes kTurns times kTurnTiles tiles of
+// a page. Shared memory: queries, weights [heads].
+template <bool kFp8, int kTurns, int kTurnTiles>
 __global__ void __launch_bounds__(kThreads, 2) stream_scores(IndexScoreParams p) {
   start_next();
   extern __shared__ uint4 queries[];
   auto* weights = reinterpret_cast<float*>(queries + p.dims.num_heads * kIndexDim / kChunk);
+  constexpr int kWarpKeys = kTurns * kTurnTiles * kMmaN, kAhead = kTurns < 2 ? kTurns : 2;
+  static_assert(kPageTokens % kWarpKeys == 0);
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const Lane lane = this_lane();
+  const int lane_of_warp = static_cast<int>(threadIdx.x) % kWarp;
+  const FragmentLane lane = fragment_lane();
   const std::int64_t row = p.row_begin;
-  wait_for_previous();
-  const int visible = p.step.positions[row] + 1;
-  const int page = static_cast<int>(blockIdx.x) * kWarps + warp;
-  if (static_cast<int>(blockIdx.x) * kWarps * kPageTokens >= visible) return;
-  constexpr int kTurnTiles = 2, kTurns = kPageTokens / kMmaN / kTurnTiles;
-  const std::int64_t first = cache_row(p.step.index_pages + p.step.index_first[row],
-                                       min(page, (visible - 1) / kPageTokens) * kPageTokens);
+  // What no kernel writes: the step's tables.
+  const int visible = __ldcg(p.step.positions + row) + 1;
+  const int sequence = __ldcg(p.step.index_first + row);
+  const int begin = (static_cast<int>(blockIdx.x) * kWarps + warp) * kWarpKeys;
   // Rows of the page behind the last position hold nothing, but can be read.
-  CachedKey<kFp8> cached[2][kTurnTiles];  // two turns ahead
+  const int page = min(begin, visible - 1) / kPageTokens;
+  const std::int64_t first =
+      std::int64_t{__ldcg(p.step.index_pages + sequence + page)} * kPageTokens +
+      begin % kPageTokens;
+  // The kernel before may be writing the last of them, so they are asked for and not yet read.
+  for (int i = lane_of_warp; i < 2 * kWarpKeys; i += kWarp) {
+    const TensorView& rows = p.cache.rows;
+    constexpr int kElement = kFp8 ? 1 : 2;
+    const auto* key =
+        static_cast<const std::byte*>(rows.data) + (first + i / 2) * rows.row_stride * kElement;
+    prefetch_line(key + i % 2 * (rows.cols * kElement - 1));
+  }
+  CachedKey<kFp8> cached[kAhead][kTurnTiles];
   const auto load_turn = [&](int turn, CachedKey<kFp8>(&out)[kTurnTiles]) {
 #pragma unroll
     for (int n = 0; n < kTurnTiles; ++n) {
@@ -173,8 +176,10 @@ __global__ void __launch_bounds__(kThreads, 2) stream_scores(IndexScoreParams p)
       out[n].load(p.cache.rows, at);
     }
   };
-  load_turn(0, cached[0]);
-  load_turn(1, cached[1]);
+  wait_for_previous();
+  if (static_cast<int>(blockIdx.x) * kWarps * kWarpKeys >= visible) return;
+#pragma unroll
+  for (int turn = 0; turn < kAhead; ++turn) load_turn(turn, cached[turn]);
   load_queries(p, 0, queries, weights);
   wait_for_copies();
   __syncthreads();
@@ -182,17 +187,18 @@ __global__ void __launch_bounds__(kThreads, 2) stream_scores(IndexScoreParams p)
   for (int turn = 0; turn < kTurns; ++turn) {
     uint4 keys[kTurnTiles][kLoads];
 #pragma unroll
-    for (int n = 0; n < kTurnTiles; ++n) cached[turn % 2][n].widen(keys[n]);
+    for (int n = 0; n < kTurnTiles; ++n) cached[turn % kAhead][n].widen(keys[n]);
     float scores[kTurnTiles][2];
     score_keys(keys, queries, weights, p.dims.num_heads, scores);
-    if (turn + 2 < kTurns) load_turn(turn + 2, cached[turn % 2]);
+    if (turn + kAhead < kTurns) load_turn(turn + kAhead, cached[turn % kAhead]);
     if (lane.group >= kTurnTiles) continue;  // one group stores one tile
     const int tile = turn * kTurnTiles + lane.group;
-    const int position = page * kPageTokens + tile * kMmaN + 2 * lane.member;
+    const int position = begin + tile * kMmaN + 2 * lane.member;
     float* out = p.scores + position;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (position + i < visible) out[i] = lane.group == 0 ? scores[0][i] : scores[1][i];
+      const float score = lane.group == 0 ? scores[0][i] : scores[kTurnTiles - 1][i];
+      if (position + i < visible) out[i] = score;
     }
   }
 }
@@ -207,7 +213,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int num_heads = p.dims.num_heads, row_fragments = num_heads * kIndexDim / kChunk;
   auto* all_weights = reinterpret_cast<float*>(queries + 2 * row_fragments);
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const Lane lane = this_lane();
+  const FragmentLane lane = fragment_lane();
   const int block_begin = static_cast<int>(blockIdx.x) * kBlockKeys;
   const int begin = block_begin + warp * kWarpTiles * kMmaN;
   const int row_end = min((static_cast<int>(blockIdx.y) + 1) * rows_per_block, p.num_rows);
@@ -299,11 +305,22 @@ Status launch_index_scores_mma(const IndexScoreParams& params, const Stream& str
         "indexer: shared memory for queries");
   };
   if (p.num_rows == 1) {
-    auto* const kernel = p.cache.is_fp8() ? stream_scores<true> : stream_scores<false>;
-    RETURN_IF_ERROR(allow(kernel, row_bytes));
-    const unsigned stretches = blocks_for(p.max_visible, kWarps * kPageTokens);
-    return launch_kernel("stream_scores", kernel, {dim3(stretches), dim3(kThreads), row_bytes},
-                         stream, p);
+    ASSIGN_OR_RETURN(const int num_sms, device_attribute(cudaDevAttrMultiProcessorCount));
+    const auto launch = [&]<int kTurns, int kTurnTiles>() -> Status {
+      constexpr int kBlockKeysOfOne = kWarps * kTurns * kTurnTiles * kMmaN;
+      auto* const kernel = p.cache.is_fp8() ? stream_scores<true, kTurns, kTurnTiles>
+                                            : stream_scores<false, kTurns, kTurnTiles>;
+      RETURN_IF_ERROR(allow(kernel, row_bytes));
+      const unsigned stretches = blocks_for(p.max_visible, kBlockKeysOfOne);
+      return launch_kernel("stream_scores", kernel, {dim3(stretches), dim3(kThreads), row_bytes},
+                           stream, p);
+    };
+    // As few keys a warp as leave every multiprocessor a block.
+    const int tiles = p.max_visible / (num_sms * kWarps * kMmaN);
+    if (tiles < 1) return launch.operator()<1, 1>();
+    if (tiles < 2) return launch.operator()<1, 2>();
+    if (tiles < 4) return launch.operator()<2, 2>();
+    return launch.operator()<4, 2>();
   }
   auto* const kernel = p.cache.is_fp8() ? hold_keys_and_score<true> : hold_keys_and_score<false>;
   RETURN_IF_ERROR(allow(kernel, 2 * row_bytes));

@@ -42,8 +42,17 @@ struct Shared {
   };
 };
 
-// The blocks that share a row; one block where there are no clusters.
+// The blocks that share a row. A block that is alone reads its own shared memory as such, which is
+// faster.
+template <bool kTogether>
 struct Cluster {
+  __device__ static int size() { return 1; }
+  __device__ static int rank() { return 0; }
+  __device__ static void sync() { __syncthreads(); }
+  __device__ static Shared& shared_of(Shared& own, int) { return own; }
+};
+template <>
+struct Cluster<true> {
 #if __CUDA_ARCH__ >= 900
   __device__ static int size() {
     return static_cast<int>(cooperative_groups::this_cluster().num_blocks());
@@ -133,13 +142,16 @@ struct Threshold {
 
 // Finds the digit of the `rank`-th largest key that the cluster's blocks counted. Leaves digit,
 // in_digit and rank in s, and the cluster in step.
+template <bool kTogether>
 __device__ void find_digit(Shared& s, int rank) {
+  using Cluster = gpu::Cluster<kTogether>;
+  constexpr int kMostBlocks = kTogether ? kClusterBlocks : 1;
   Cluster::sync();
   const int high = kDigits - 1 - 2 * static_cast<int>(threadIdx.x), low = high - 1;
   int num_high = 0, num_low = 0;
   const int num_blocks = Cluster::size();
 #pragma unroll
-  for (int block = 0; block < kClusterBlocks; ++block) {  // without branches: all loads under way
+  for (int block = 0; block < kMostBlocks; ++block) {  // without branches: all loads under way
     const Shared& counted = Cluster::shared_of(s, min(block, num_blocks - 1));
     const int2 both = *reinterpret_cast<const int2*>(&counted.histogram[low]);
     num_low += block < num_blocks ? both.x : 0;
@@ -157,6 +169,7 @@ __device__ void find_digit(Shared& s, int rank) {
 }
 
 // Of the scores of all blocks of the cluster; these `count` are this block's.
+template <bool kTogether>
 __device__ Threshold kth_largest(Shared& s, const float* scores, int count, int k) {
   std::uint32_t prefix = 0;
   int known_bits = 0, rank = k;
@@ -179,7 +192,7 @@ __device__ Threshold kth_largest(Shared& s, const float* scores, int count, int 
     } else {
       for_each_key(scores, count, count_key);
     }
-    find_digit(s, rank);
+    find_digit<kTogether>(s, rank);
     prefix = prefix << bits | s.digit;
     rank = s.rank;
     known_bits += bits;
@@ -195,8 +208,10 @@ __device__ Threshold kth_largest(Shared& s, const float* scores, int count, int 
 }
 
 // One cluster per row.
+template <bool kTogether>
 __global__ void __launch_bounds__(kThreads) top_k(TopKParams p) {
   start_next();
+  using Cluster = gpu::Cluster<kTogether>;
   __shared__ Shared s;
   const int num_blocks = Cluster::size(), block = Cluster::rank();
   const std::int64_t local_row = static_cast<int>(blockIdx.x) / num_blocks;
@@ -214,7 +229,7 @@ __global__ void __launch_bounds__(kThreads) top_k(TopKParams p) {
             slice_end = min(slice_begin + slice, visible);
   const float* scores = p.scores + local_row * p.score_stride;
   const Threshold threshold =
-      kth_largest(s, scores + slice_begin, slice_end - slice_begin, p.top_k);
+      kth_largest<kTogether>(s, scores + slice_begin, slice_end - slice_begin, p.top_k);
   std::int32_t* out =
       static_cast<std::int32_t*>(p.out.positions.data) + row * p.out.positions.row_stride;
 
@@ -301,6 +316,124 @@ __global__ void __launch_bounds__(kThreads) top_k(TopKParams p) {
   if (num_blocks > 1) Cluster::sync();  // others may still read this block's counts
 }
 
+// ---- Few scores, which are read once ----
+
+struct FewShared {
+  alignas(8) int histograms[3][kDigits];
+  int warp_sums[2][kWarps];
+  std::uint32_t digit;
+  int rank;
+};
+
+// The keys of this thread, neighbours.
+template <int kEach>
+struct FewKeys {
+  std::uint32_t keys[kEach];
+  int begin, count;
+
+  // Scores behind the last are read up to a multiple of four, which a row holds.
+  __device__ void load(const float* scores, int visible) {
+    begin = static_cast<int>(threadIdx.x) * kEach;
+    count = min(max(visible - begin, 0), kEach);
+    const auto* fours = reinterpret_cast<const float4*>(scores + begin);
+    float4 four[kEach / 4];
+#pragma unroll
+    for (int i = 0; i < kEach / 4; ++i) {
+      four[i] = {};
+      if (4 * i < count) four[i] = load_four(fours + i);
+    }
+#pragma unroll
+    for (int i = 0; i < kEach / 4; ++i) {
+      keys[4 * i] = order_key(four[i].x);
+      keys[4 * i + 1] = order_key(four[i].y);
+      keys[4 * i + 2] = order_key(four[i].z);
+      keys[4 * i + 3] = order_key(four[i].w);
+    }
+  }
+  // Calls f(position, key) in order.
+  template <typename F>
+  __device__ void for_each(F&& f) const {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      if (i < count) f(begin + i, keys[i]);
+    }
+  }
+};
+
+// Of the keys of all threads. Requires: histograms are cleared, and the block is in step.
+template <int kEach>
+__device__ Threshold kth_of_few(FewShared& s, const FewKeys<kEach>& own, int k) {
+  std::uint32_t prefix = 0;
+  int rank = k;
+#pragma unroll
+  for (int turn = 0; turn < 3; ++turn) {
+    const int known_bits = turn * kDigitBits, bits = min(kDigitBits, 32 - known_bits);
+    const int shift = 32 - known_bits - bits;
+    int(&histogram)[kDigits] = s.histograms[turn];
+    own.for_each([&](int, std::uint32_t key) {
+      if (turn == 0 || key >> (shift + bits) == prefix) {
+        atomicAdd(&histogram[key >> shift & ((1u << bits) - 1u)], 1);
+      }
+    });
+    __syncthreads();
+    const int low = kDigits - 2 - 2 * static_cast<int>(threadIdx.x);
+    const int2 both = *reinterpret_cast<const int2*>(&histogram[low]);
+    int total;
+    const int before = sum_before(both.x + both.y, s.warp_sums[turn % 2], total);
+    if (before < rank && rank <= before + both.x + both.y) {
+      const bool is_high = rank <= before + both.y;
+      s.digit = static_cast<std::uint32_t>(is_high ? low + 1 : low);
+      s.rank = rank - before - (is_high ? 0 : both.y);
+    }
+    __syncthreads();
+    prefix = prefix << bits | s.digit;
+    rank = s.rank;
+  }
+  return {prefix, rank};
+}
+
+// One block per row of no more than kEach * kThreads scores: digits are counted out of registers.
+template <int kEach>
+__global__ void __launch_bounds__(kThreads) top_k_of_few(TopKParams p) {
+  start_next();
+  __shared__ FewShared s;
+  const int thread = static_cast<int>(threadIdx.x);
+  const std::int64_t local_row = blockIdx.x, row = p.row_begin + local_row;
+  for (int i = thread; i < 3 * kDigits; i += kThreads) s.histograms[0][i] = 0;
+  const int visible = __ldcg(p.positions + row) + 1;  // no kernel writes it
+  std::int32_t* count =
+      static_cast<std::int32_t*>(p.out.counts.data) + row * p.out.counts.row_stride;
+  wait_for_previous();
+  if (visible <= p.top_k) {
+    if (thread == 0) *count = -1;
+    return;
+  }
+  FewKeys<kEach> own;
+  own.load(p.scores + local_row * p.score_stride, visible);
+  __syncthreads();
+  const Threshold threshold = kth_of_few(s, own, p.top_k);
+
+  // Positions in order: those above it, and the first few that equal it.
+  int num_above = 0, num_ties = 0;
+  own.for_each([&](int, std::uint32_t key) {
+    num_above += key > threshold.key ? 1 : 0;
+    num_ties += key == threshold.key ? 1 : 0;
+  });
+  int total;
+  const int before = sum_before(num_above | num_ties << 16, s.warp_sums[1], total);
+  int above_rank = before & 0xffff, tie_rank = before >> 16;
+  std::int32_t* out =
+      static_cast<std::int32_t*>(p.out.positions.data) + row * p.out.positions.row_stride;
+  own.for_each([&](int position, std::uint32_t key) {
+    if (key > threshold.key) {
+      out[above_rank++ + min(tie_rank, threshold.ties)] = position;
+    } else if (key == threshold.key && tie_rank++ < threshold.ties) {
+      out[above_rank + tie_rank - 1] = position;
+    }
+  });
+  if (thread == 0) *count = p.top_k;
+}
+
 }  // namespace
 
 Status launch_top_k(const TopKParams& params, const Stream& stream) {
@@ -311,18 +444,23 @@ Status launch_top_k(const TopKParams& params, const Stream& stream) {
   CHECK(p.score_stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(p.scores) % 16 == 0,
         "rows of {} scores cannot be read four at a time", p.score_stride);
   if (p.num_rows == 0) return {};
-  int device = 0, major = 0;
-  RETURN_IF_ERROR(cuda_status(cudaGetDevice(&device), "top_k: the current device"));
-  RETURN_IF_ERROR(
-      cuda_status(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-                  "top_k: compute capability"));
+  ASSIGN_OR_RETURN(const int major, device_attribute(cudaDevAttrComputeCapabilityMajor));
   const bool together = major >= 9 && p.num_rows <= kMostClusters &&
                         p.score_stride >= kWorthCluster &&
                         p.score_stride <= std::int64_t{kClusterBlocks} * kSegment;
   const unsigned num_blocks = together ? kClusterBlocks : 1;
   LaunchShape shape{dim3(static_cast<unsigned>(p.num_rows) * num_blocks), dim3(kThreads)};
+  if (p.score_stride <= 4 * kThreads) {
+    return launch_kernel("top_k_of_few", top_k_of_few<4>, shape, stream, p);
+  }
+  if (p.score_stride <= 8 * kThreads) {
+    return launch_kernel("top_k_of_few", top_k_of_few<8>, shape, stream, p);
+  }
+  if (p.score_stride <= 16 * kThreads) {
+    return launch_kernel("top_k_of_few", top_k_of_few<16>, shape, stream, p);
+  }
   shape.cluster_blocks = num_blocks;
-  return launch_kernel("top_k", top_k, shape, stream, p);
+  return launch_kernel("top_k", together ? top_k<true> : top_k<false>, shape, stream, p);
 }
 
 }  // namespace stoker::gpu

@@ -327,7 +327,20 @@ TEST_P(CudaAttend, BatchesChangeNoBit) {
   Random random(25);
   const AttentionDims dims{64, 128, 64, 128, 512, 0.02f};
   constexpr int kTopK = 2048;
-  const TestStep step({{1, 1}, {63, 1}, {64, 1}, {65, 1}, {700, 60}, {2048, 2}, {5000, 40}});
+  const TestStep step({{1, 1},
+                       {63, 1},
+                       {64, 1},
+                       {65, 1},
+                       {128, 1},
+                       {129, 1},
+                       {193, 1},
+                       {256, 1},
+                       {257, 1},
+                       {641, 1},
+                       {700, 60},
+                       {2048, 2},
+                       {4095, 3},
+                       {5000, 40}});
   const int num_rows = step.num_rows(), query_dim = dims.num_heads * (128 + 64);
   const Tensor q = upload(random.values(num_rows, query_dim, activation), activation);
   const KvRow row = latent_row(dims);
@@ -361,8 +374,8 @@ TEST_P(CudaAttend, BatchesChangeNoBit) {
   };
   for (const bool sparse : {false, true}) {
     const Values together = attend(step.view, 0, sparse);
-    for (const int num_together : {1, 3}) {
-      for (int t = 0; t + num_together <= num_rows; t += t < 6 ? 1 : 13) {
+    for (const int num_together : {1, 2, 3}) {
+      for (int t = 0; t + num_together <= num_rows; t += t < 12 ? 1 : 7) {
         if (step.sequence_of(t) != step.sequence_of(t + num_together - 1)) continue;
         const RowRange ranges[] = {{0, num_together, 0, Purpose::kDecode}};
         const auto first = static_cast<std::size_t>(t),
@@ -381,6 +394,69 @@ TEST_P(CudaAttend, BatchesChangeNoBit) {
           ASSERT_EQ(got, expected) << "row " << t + i << (sparse ? ", sparse" : ", dense");
         }
       }
+    }
+  }
+}
+
+// Chains of launches for one row, again and again without a pause, on a stream whose kernels
+// overlap: the bits of those in order. Lengths that each kernel of top-k takes, attention up to
+// 5000.
+TEST_P(CudaAttend, OverlappingChangesNoBit) {
+  Random random(28);
+  const AttentionDims dims{32, 128, 64, 128, 512, 0.02f};
+  const IndexerDims indexer{64, 128, 2048};
+  constexpr int kInputs = 3, kTimes = 200;
+  const Values q = random.values(kInputs, dims.num_heads * (128 + 64), activation);
+  const Values index_q = random.values(kInputs, 64 * 128, activation);
+  const Values weights = random.values(kInputs, 64);
+  HostMatrix kv_b = random.matrix(QuantFormat::kF8E4m3B128, dims.num_heads * 256, 512);
+  for (const int length : {2050, 4096, 5000, 17000, 70000}) {
+    const bool attends = length <= 5000;
+    const TestStep step({{length, 1}});
+    const KvRow latent = latent_row(dims), key = index_key_row(indexer);
+    const Values written = random.values(attends ? step.cache_rows() : 1, latent.num_values());
+    const Values keys = random.values(step.cache_rows(), indexer.head_dim);
+    const auto run = [&](bool overlaps, int times) {
+      CudaBackendOptions options = options_for(GetParam());
+      options.overlap_launches = overlaps;
+      const auto b = make_backend(options);
+      const Tensor latents = upload_cache(*b, latent, written);
+      const Tensor index_keys = upload_cache(*b, key, keys);
+      const Tensor queries = upload(q, activation), index_queries = upload(index_q, activation);
+      const Tensor index_weights = upload(weights, DType::kF32);
+      auto weight = b->adopt_kv_b(kv_b.view, dims);
+      CHECK(weight.ok() && b->begin_step(step.view).ok(), "begin");
+      const Tensor out = empty(activation, times, dims.num_heads * 128);
+      const Tensor positions = empty(DType::kI32, times, indexer.top_k);
+      const Tensor counts = empty(DType::kI32, times, 1);
+      for (int i = 0; i < times; ++i) {
+        const int input = i % kInputs;
+        const Selection selection{positions.view().row_slice(i, 1), counts.view().row_slice(i, 1)};
+        b->select(step.view, {indexer,
+                              index_queries.view().row_slice(input, 1),
+                              index_weights.view().row_slice(input, 1),
+                              {index_keys.view(), key},
+                              selection});
+        if (!attends) continue;
+        b->attend(step.view, {dims,
+                              queries.view().row_slice(input, 1),
+                              weight->get(),
+                              {latents.view(), latent},
+                              &selection,
+                              out.view().row_slice(i, 1)});
+      }
+      EXPECT_TRUE(b->finish().ok());
+      return std::pair(download_ints(positions.view()), attends ? download(out.view()) : Values());
+    };
+    const auto expected = run(false, kInputs), got = run(true, kTimes);
+    for (int i = 0; i < kTimes; ++i) {
+      const auto same = [&](const auto& all, const auto& right) {
+        const auto width = static_cast<std::ptrdiff_t>(right.size()) / kInputs;
+        return std::equal(all.begin() + i * width, all.begin() + (i + 1) * width,
+                          right.begin() + i % kInputs * width);
+      };
+      ASSERT_TRUE(same(got.first, expected.first)) << "selection " << i << " of " << length;
+      ASSERT_TRUE(same(got.second.data, expected.second.data)) << "time " << i << " of " << length;
     }
   }
 }

@@ -19,6 +19,15 @@ inline constexpr int kMmaM = 16, kMmaN = 8, kMmaK = 16;
 inline constexpr int kChunk = 8;  // BF16 values of 16 bytes: what one lane of ldmatrix points to
 inline constexpr int kChunkBytes = 16;
 
+// This thread's g and t.
+struct FragmentLane {
+  int group, member;
+};
+__device__ inline FragmentLane fragment_lane() {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  return {lane / 4, lane % 4};
+}
+
 // c += a . b
 __device__ inline void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
   asm volatile(

@@ -10,11 +10,13 @@
 // one start. What follows an overlapped kernel as an ordinary launch, a copy, an event or the end
 // of a graph waits for its completion, which implies the same.
 //
-// Before the wait stands what no kernel writes: indices, and the first weights. Those of experts do
-// not go through the L1 cache before it, where a line may be left of what was in their slot before.
-// A slot is filled while no kernel that reads it is enqueued, and the host has seen the end of that
-// before it enqueues one. What follows a copy of another stream by an event alone starts in order
-// (Start::kInOrder).
+// Before the wait stands what no kernel writes: indices, the tables of the step, and the first
+// weights. Tables are copied when a step begins, in order: before the copy all kernels of earlier
+// steps are complete, and no kernel of the step starts before it is. They, and weights of experts,
+// do not go through the L1 cache before it, where a line may be left of what was in their slot
+// before. A slot is filled while no kernel that reads it is enqueued, and the host has seen the end
+// of that before it enqueues one. What follows a copy of another stream by an event alone starts in
+// order (Start::kInOrder).
 //
 // What earlier kernels wrote is never read by __ldg(): such loads may be moved before the wait.
 //
@@ -52,13 +54,17 @@ __device__ inline void start_next() {
 #endif
 }
 
-// Asks for `bytes` from there to come to the L2 cache, in which they are never out of date: all
-// threads of a block.
+// Asks for a line to come to the L2 cache, in which it is never out of date: what is read after the
+// wait may be asked for before it.
 inline constexpr int kPrefetchLine = 128;
+__device__ inline void prefetch_line(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+}
+// `bytes` from there: all threads of a block.
 __device__ inline void prefetch_block(const void* global, int bytes) {
   const int stride = static_cast<int>(blockDim.x) * kPrefetchLine;
   for (int at = static_cast<int>(threadIdx.x) * kPrefetchLine; at < bytes; at += stride) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const std::byte*>(global) + at));
+    prefetch_line(static_cast<const std::byte*>(global) + at);
   }
 }
 

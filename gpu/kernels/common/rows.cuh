@@ -83,6 +83,15 @@ Status allow_shared(Kernel* kernel, int bytes) {
       "asking for shared memory");
 }
 
+// An attribute of the current device.
+inline Result<int> device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  RETURN_IF_ERROR(cuda_status(cudaGetDevice(&device), "asking for the device"));
+  RETURN_IF_ERROR(
+      cuda_status(cudaDeviceGetAttribute(&value, attribute, device), "asking what the device has"));
+  return value;
+}
+
 // How many such blocks the current device runs side by side.
 template <typename Kernel>
 Result<std::int64_t> blocks_at_once(Kernel* kernel, int threads, int shared_bytes) {
