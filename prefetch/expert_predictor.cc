@@ -113,8 +113,11 @@ void ExpertPredictor::look_ahead(const LookAhead& guesses, WouldMiss would_miss)
                                                          : Voter::kTwoAhead;
   Book& book = this->book(guesses.layer);
   forget_votes(book, voter);
-  const int num_ranked = std::min(guesses.num_ranked, kMaxRankedGuesses);
   const bool learn = guesses.num_rows <= kMaxLearnedRows;
+  // Of many rows only what they would choose now: rows are alike, and an expert that all of them
+  // name behind their choice may well be nobody's.
+  const int num_ranked = std::min({guesses.num_ranked, kMaxRankedGuesses,
+                                   learn ? kMaxRankedGuesses : shapes_.layer(guesses.layer).top_k});
   for (int row = 0; row < guesses.num_rows; ++row) {
     const auto ranked = guesses.experts.subspan(static_cast<std::size_t>(row) *
                                                 static_cast<std::size_t>(guesses.num_ranked));

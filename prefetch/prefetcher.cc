@@ -13,6 +13,9 @@ constexpr double kVictimFactor = 2.0;
 // An expert is begun when at least this share of it fits the idle time: its blocks count one by
 // one.
 constexpr double kMinShare = 0.25;
+// During a sweep, whose layers want most of their experts and compute for long, a guess must be as
+// good as certain: what it misses is read soon enough, what nobody wants is read for nothing.
+constexpr double kMinSweepOdds = 0.97;
 
 }  // namespace
 
@@ -57,6 +60,7 @@ void Prefetcher::end_turn(std::int64_t now_us) {
 std::optional<Wish> Prefetcher::next_wish(std::int64_t now_us, double bytes_per_second,
                                           std::int64_t bytes_under_way, Absent absent) {
   if (!fetching() || layer_ < 0) return std::nullopt;
+  const double min_odds = sweep_ ? std::max(kMinSweepOdds, options_.min_odds) : options_.min_odds;
   int layer = layer_;
   std::int64_t idle_us = 0;
   for (const ReadClass read_class : {ReadClass::kNextLayer, ReadClass::kTwoAhead}) {
@@ -67,7 +71,7 @@ std::optional<Wish> Prefetcher::next_wish(std::int64_t now_us, double bytes_per_
                         static_cast<double>(bytes_under_way);
     if (room < kMinShare * static_cast<double>(shapes_.layer(layer).expert_bytes)) continue;
     for (const Guess& guess : predictor_.guesses(layer)) {
-      if (guess.odds < options_.min_odds) break;
+      if (guess.odds < min_odds) break;
       const ExpertId id{layer, guess.expert};
       if (absent(id)) return Wish{id, read_class, guess.odds};
     }

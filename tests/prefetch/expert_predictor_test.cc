@@ -127,6 +127,18 @@ TEST_F(ExpertPredictorTest, ManyRowsMakeAGuessCertainAndKeepItsOrder) {
   EXPECT_GT(predictor_.guesses(2)[0].belief, predictor_.guesses(2)[1].belief);
 }
 
+// All rows name 6 and 7 behind the four experts that they would choose.
+TEST_F(ExpertPredictorTest, ManyRowsVoteForNothingBehindTheirChoice) {
+  for (int expert = 0; expert < 10; ++expert) absent_.insert({2, expert});
+  const std::vector<std::int32_t> row = {1, 2, 3, 5, 6, 7};
+  look_ahead(2, 1, row);
+  EXPECT_THAT(guessed(2), testing::ElementsAre(1, 2, 3, 5, 6, 7));
+  std::vector<std::int32_t> rows;
+  for (int i = 0; i < 100; ++i) rows.insert(rows.end(), row.begin(), row.end());
+  look_ahead(2, 1, rows, 100);
+  EXPECT_THAT(guessed(2), testing::ElementsAre(1, 2, 3, 5));
+}
+
 // Rank 0 is always right, rank 1 half of the time, rank 2 never; and what is resident teaches
 // nothing.
 TEST_F(ExpertPredictorTest, LearnsWhatEachRankIsWorthOnMisses) {

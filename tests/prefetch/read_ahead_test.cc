@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <set>
+#include <vector>
 
 #include "tests/prefetch/manager_rig.h"
 
@@ -65,6 +67,29 @@ TEST(ReadAhead, AGuessIsReadAfterTheDemandAndIsAHitWhenItsTurnComes) {
   EXPECT_EQ(counted.prefetch_used_bytes, kExpertBytes);
   EXPECT_EQ(counted.demand_bytes, 0);
   rig.expect_consistent_counters();
+}
+
+TEST(ReadAhead, ASweepReadsAheadOnlyWhatIsAsGoodAsCertain) {
+  RigOptions many = options(128);
+  many.num_experts = 48;
+  ManagerRig rig(many);
+  std::set<int> experts;
+  for (int expert = 0; expert < 24; ++expert) experts.insert(expert);
+  for (int step = 0; step < 2; ++step) {
+    for (const int layer : {1, 2, 3}) {
+      ASSERT_TRUE(rig.run(layer, rig.uses(experts)).ok());
+      rig.clock().advance(50000);
+    }
+  }
+  rig.settle();
+  rig.reader().forget_issued();
+  std::vector<std::int32_t> named(20, 40);  // by a row each
+  named.back() = 41;
+  rig.hint_during_next(2, 1, static_cast<int>(named.size()), named);
+  ASSERT_TRUE(rig.run(1, rig.uses(experts)).ok());
+  rig.settle();
+  EXPECT_FALSE(reads_of(rig, {2, 40}).empty());
+  EXPECT_TRUE(reads_of(rig, {2, 41}).empty());
 }
 
 TEST(ReadAhead, TheLikelierGuessIsReadWholeBeforeTheNext) {
