@@ -2,6 +2,7 @@
 // published models with multi-head latent attention share.
 #pragma once
 
+#include "core/base/hd.h"
 #include "gpu/launch.h"
 
 namespace stoker::gpu {
@@ -32,7 +33,7 @@ struct AttendLatentParams {
 
   // Whether launch_project_values() merges what the splits of the keys left: a single row would
   // wait for one launch more, of many rows a launch of its own merges more at once.
-  __host__ __device__ bool projection_merges() const { return num_rows == 1 && max_splits > 1; }
+  STOKER_HD bool projection_merges() const { return num_rows == 1 && max_splits > 1; }
 };
 
 // queries = q_nope . Wk beside q_rope

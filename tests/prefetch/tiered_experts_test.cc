@@ -31,6 +31,17 @@ void demand(ManagerRig& rig, const std::set<int>& experts, int times = 1) {
   }
 }
 
+// As many as both have something of.
+const std::set<int> kEight = {0, 1, 2, 3, 4, 5, 6, 7};
+RigOptions eight_a_token() {
+  RigOptions options = tiers(TierRule::kSchedule);
+  options.num_experts = 32;
+  options.num_slots = 96;
+  options.top_k = 8;
+  options.tier_options.promotes = false;
+  return options;
+}
+
 bool on_device(ManagerRig& rig, int expert) { return rig.tiers().cache(0).resident({1, expert}); }
 
 class RandomTiers : public testing::TestWithParam<std::tuple<TierRule, int, int>> {};
@@ -142,14 +153,8 @@ TEST(TieredExperts, PrefillStaysWithTheLayersDevice) {
 }
 
 TEST(TieredExperts, TheSchedulerUsesBothWhereBothHelp) {
-  RigOptions options = tiers(TierRule::kSchedule);
-  options.num_experts = 32;
-  options.num_slots = 96;
-  options.top_k = 8;
-  options.tier_options.promotes = false;
-  ManagerRig rig(options);
-  const std::set<int> experts = {0, 1, 2, 3, 4, 5, 6, 7};
-  demand(rig, experts, 2);  // in RAM by now
+  ManagerRig rig(eight_a_token());
+  demand(rig, kEight, 2);  // in RAM by now
   int on_host = 0;
   for (const auto& [use, site] : rig.sites()) on_host += site == kHost ? 1 : 0;
   EXPECT_GT(on_host, 0);
@@ -170,14 +175,8 @@ TEST(TieredExperts, SharedExpertsKeepTheDeviceBusy) {
 }
 
 TEST(TieredExperts, CostsFollowWhatADeviceMeasured) {
-  RigOptions options = tiers(TierRule::kSchedule);
-  options.num_experts = 32;
-  options.num_slots = 96;
-  options.top_k = 8;
-  options.tier_options.promotes = false;
-  ManagerRig rig(options);
-  const std::set<int> experts = {0, 1, 2, 3, 4, 5, 6, 7};
-  demand(rig, experts, 2);  // in RAM by now
+  ManagerRig rig(eight_a_token());
+  demand(rig, kEight, 2);  // in RAM by now
   const ExpertCosts before = rig.tiers().costs();
   constexpr std::int64_t kBytes = 1 << 20;
   // Copies are a thousand times dearer than was measured before.
@@ -187,7 +186,7 @@ TEST(TieredExperts, CostsFollowWhatADeviceMeasured) {
   }
   EXPECT_GT(rig.tiers().costs().upload_us(0, kBytes), 100 * before.upload_us(0, kBytes));
   EXPECT_EQ(rig.tiers().costs().device(0).expert_us, before.device(0).expert_us);
-  demand(rig, experts);
+  demand(rig, kEight);
   for (const auto& [use, site] : rig.sites()) EXPECT_EQ(site, kHost) << use;
   // And computing by half.
   for (int i = 0; i < 200; ++i) {
