@@ -130,10 +130,11 @@ Status CudaBackend::multiply_few(std::span<const LinearFewOutput> outputs, const
   RETURN_IF_ERROR(counters.grow(scratch.counter_bytes), "counters of linears");
   // 2. The launches.
   LinearScratchSize used;
-  bool is_sibling = after_route_;
+  const bool at_once = x.rows <= kLinearFewRows;  // one launch for all rows
+  bool is_sibling = at_once && after_route_;
   for (const Joined& joined : both) {
     if (joined.count == 0) continue;
-    const bool has_sibling = &joined == &both[0] && joined.is_cut && both[1].count > 0;
+    const bool has_sibling = at_once && &joined == &both[0] && joined.is_cut && both[1].count > 0;
     RETURN_IF_ERROR(launch_linear_few({.outputs = {joined.outputs.data(), joined.count},
                                        .x = x,
                                        .scratch = {at<float>(partials, used.partial_bytes / 4),
@@ -141,7 +142,7 @@ Status CudaBackend::multiply_few(std::span<const LinearFewOutput> outputs, const
                                        .is_sibling = is_sibling,
                                        .has_sibling = has_sibling},
                                       stream_));
-    is_sibling = has_sibling && x.rows <= kLinearFewRows;
+    is_sibling = has_sibling;
     used += joined.scratch;
   }
   for (const LinearFewOutput& output : outputs) {

@@ -71,9 +71,9 @@ struct LinearFewParams {
   std::span<const LinearFewOutput> outputs;  // of one format; 1 to kMostLinearsJoined
   TensorView x;                              // [T, cols]
   LinearScratch scratch;
-  // kernels/common/overlap.cuh, of cut matrices and at most kLinearFewRows rows, else ignored:
+  // kernels/common/overlap.cuh; of at most kLinearFewRows rows:
   bool is_sibling = false;   // x, outputs and scratch have nothing to do with the kernel before
-  bool has_sibling = false;  // the next launch is one
+  bool has_sibling = false;  // the next launch is one; some matrix here is not streamed
 };
 inline constexpr int kLinearFewRows = 16;  // that share a reading of the weight; of a large one, 8
 inline constexpr int kMostLinearsJoined = 4;

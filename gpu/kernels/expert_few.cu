@@ -315,22 +315,6 @@ __global__ void __launch_bounds__(kThreads, (kBlocks<kGroup, kGateUp>))
   }
 }
 
-struct Device {
-  int multiprocessors = 0, shared_bytes = 0;  // of a multiprocessor
-};
-Result<Device> current_device() {
-  int id = 0;
-  Device device;
-  RETURN_IF_ERROR(cuda_status(cudaGetDevice(&id), "asking for the device"));
-  RETURN_IF_ERROR(cuda_status(
-      cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, id),
-      "counting multiprocessors"));
-  RETURN_IF_ERROR(cuda_status(
-      cudaDeviceGetAttribute(&device.shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, id),
-      "asking for shared memory"));
-  return device;
-}
-
 Task packed(const ExpertFewTask& task) {
   Task packed{task.weight.payload,
               task.weight.scales,
@@ -353,7 +337,9 @@ Status run_batches(const ExpertFewParams& params, const char* name, const Stream
   const QuantSpec spec = params.tasks[0].weight.spec;
   CHECK(suits_expert_mma(spec, params.x) && params.out.dtype == DType::kBf16, "{}: {} of {} to {}",
         name, quant_spec_name(spec), dtype_name(params.x.dtype), dtype_name(params.out.dtype));
-  ASSIGN_OR_RETURN(const Device device, current_device());
+  ASSIGN_OR_RETURN(const int multiprocessors, device_attribute(cudaDevAttrMultiProcessorCount));
+  ASSIGN_OR_RETURN(const int multiprocessor_bytes,
+                   device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor));
   for (std::size_t begin = 0; begin < params.tasks.size(); begin += kTasksPerLaunch) {
     const auto tasks = params.tasks.subspan(
         begin, std::min<std::size_t>(kTasksPerLaunch, params.tasks.size() - begin));
@@ -388,8 +374,8 @@ Status run_batches(const ExpertFewParams& params, const char* name, const Stream
       const int shared_bytes = kWarps * batch.ring_bytes + sums_bytes;
       RETURN_IF_ERROR(allow_shared(kernel, shared_bytes));
       constexpr int kReserved = 1 << 10;  // of a block's shared memory
-      const int blocks = std::clamp(device.shared_bytes / (shared_bytes + kReserved), 1, kMost);
-      const dim3 grid(static_cast<unsigned>(std::min(device.multiprocessors * blocks, num_pairs)));
+      const int blocks = std::clamp(multiprocessor_bytes / (shared_bytes + kReserved), 1, kMost);
+      const dim3 grid(static_cast<unsigned>(std::min(multiprocessors * blocks, num_pairs)));
       const Start start = params.in_order ? Start::kInOrder : Start::kEarly;
       return launch_kernel(name, kernel, {grid, dim3(kThreads), shared_bytes, start}, stream,
                            batch);

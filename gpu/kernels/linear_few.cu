@@ -201,9 +201,9 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kFormat, k
       wait_for_previous();
     }
     __syncthreads();
-    if (plan.has_sibling)
-      start_next();  // once is enough, more do nothing
-                     // 2. The groups in order.
+    if (plan.has_sibling) start_next();  // again does nothing
+
+    // 2. The groups in order.
 #pragma unroll
     for (int i = 0; i < kValues; ++i) {
       const int row = warp + i * kWarps;
@@ -290,8 +290,10 @@ Status launch_cut(const LinearFewParams& params, const Stream& stream) {
   Plan plan{};
   plan.x = x;
   plan.aligned = rows_aligned(x);
-  plan.is_sibling = params.is_sibling && x.rows <= kLinearFewRows;
-  plan.has_sibling = params.has_sibling && x.rows <= kLinearFewRows;
+  CHECK(x.rows <= kLinearFewRows || (!params.is_sibling && !params.has_sibling),
+        "{} rows of a launch beside another", x.rows);
+  plan.is_sibling = params.is_sibling;
+  plan.has_sibling = params.has_sibling;
   int num_matrices = 0, num_pairs = 0, most_shares = 0;
   LinearScratch scratch = params.scratch;
   for (const LinearFewOutput& output : params.outputs) {

@@ -4,14 +4,14 @@
 #include "gpu/kernels/common/expert_places.h"
 #include "gpu/kernels/common/linear_places.h"
 #include "gpu/kernels/common/reduce.cuh"
+#include "gpu/kernels/common/rows.cuh"
 
 namespace stoker::gpu {
 
+// Of the current device; 1 if it does not say.
 inline int num_multiprocessors() {
-  int device = 0, count = 1;
-  (void)cudaGetDevice(&device);
-  (void)cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  return count;
+  const Result<int> count = device_attribute(cudaDevAttrMultiProcessorCount);
+  return count.ok() ? *count : 1;
 }
 
 // Whether all rows of inputs stand at 16 bytes.

@@ -21,9 +21,9 @@
 // What earlier kernels wrote is never read by __ldg(): such loads may be moved before the wait.
 //
 // Siblings: a kernel that calls start_next() only after its own wait lets the next one start when
-// all before *it* is complete. The next one, and what follows that without more launches between
-// than are named, may then do without waiting whatever has nothing to do with that kernel; it waits
-// before it ends. route() is such a kernel, and linear_few() where it is told so.
+// all before *it* is complete. So the next one, and any after that, may do without waiting whatever
+// has nothing to do with that kernel and those since; and waits before it ends. route() is such a
+// kernel, and linear_few() where it is told so.
 //
 // Capturing makes edges of these launches that are programmatic between two kernels, and ordinary
 // after anything else. The first kernel of a graph has no edge, and starts as the graph does.

@@ -95,11 +95,8 @@ inline Result<int> device_attribute(cudaDeviceAttr attribute) {
 // How many such blocks the current device runs side by side.
 template <typename Kernel>
 Result<std::int64_t> blocks_at_once(Kernel* kernel, int threads, int shared_bytes) {
-  int device = 0, multiprocessors = 0, blocks = 0;
-  RETURN_IF_ERROR(cuda_status(cudaGetDevice(&device), "asking for the device"));
-  RETURN_IF_ERROR(
-      cuda_status(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
-                  "counting multiprocessors"));
+  ASSIGN_OR_RETURN(const int multiprocessors, device_attribute(cudaDevAttrMultiProcessorCount));
+  int blocks = 0;
   RETURN_IF_ERROR(cuda_status(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
                                   &blocks, kernel, threads, static_cast<std::size_t>(shared_bytes)),
                               "asking how many blocks fit"));
