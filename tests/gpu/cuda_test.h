@@ -302,6 +302,11 @@ class CudaTest : public testing::TestWithParam<CudaTypes> {
     EXPECT_NEAR(expected, actual, tolerance() * std::max(1.0, std::abs(expected))) << where;
   }
 
+  void expect_same_bits(float expected, float actual, const std::string& where) const {
+    EXPECT_EQ(f32_to_bits(expected), f32_to_bits(actual))
+        << where << ": " << expected << " and " << actual;
+  }
+
   std::unique_ptr<Backend> backend;
   DType activation = DType::kF32;
 };
