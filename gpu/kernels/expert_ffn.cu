@@ -31,16 +31,13 @@ struct Batch {
   TensorView out;
   bool aligned;
   int slices;
-  int tiles_per_block;
 };
 static_assert(sizeof(Batch) <= 8 << 10);
 
 // Blocks that share a multiprocessor at least, with as many registers as that leaves them: fewer
-// hide less of the memory.
-template <QuantFormat kFormat, int kInputs>
-inline constexpr int kLeastBlocks = kInputs > 1                     ? 1
-                                    : kFormat == QuantFormat::kInt4 ? 3
-                                                                    : 4;
+// hide less of the memory, and more would have no room for their rings.
+template <int kInputs>
+inline constexpr int kLeastBlocks = kInputs > 1 ? 1 : 3;
 
 // grid.z is the task, and grid.y the block of its run, which only the longest have: addresses
 // follow from the grid alone, so they take no registers of a thread.
@@ -55,10 +52,6 @@ __device__ QuantView matrix_of(const Batch& b, const Task& task, bool up) {
   return matrix;
 }
 
-__device__ std::int64_t first_output(const Task& task) {
-  return std::int64_t{block_of_run()} * task.rows + task.row_begin;
-}
-
 template <typename X, int kInputs>
 __device__ void task_inputs(const Task& task, const TensorView& x, const X* (&inputs)[kInputs]) {
   for (int i = 0; i < kInputs; ++i) {
@@ -67,26 +60,29 @@ __device__ void task_inputs(const Task& task, const TensorView& x, const X* (&in
   }
 }
 
-// The tiles of that block that this block of threads computes: [begin, end), perhaps none.
+// The tiles of that block that this block of threads computes: [begin, end), perhaps none. Blocks
+// of threads differ by one tile at most.
 struct TileRange {
   std::int64_t begin, end;
 };
 __device__ TileRange tiles_of(const Batch& b, const Task& task) {
   if (block_of_run() >= task.num_blocks) return {};
-  const std::int64_t num_tiles = (task.rows + quant::kTileRows - 1) / quant::kTileRows;
-  const std::int64_t begin = std::int64_t{blockIdx.x} * b.tiles_per_block;
-  return {begin, min(begin + b.tiles_per_block, num_tiles)};
+  const unsigned num_tiles =
+      (static_cast<unsigned>(task.rows) + quant::kTileRows - 1) / quant::kTileRows;
+  return {blockIdx.x * num_tiles / gridDim.x, (blockIdx.x + 1) * num_tiles / gridDim.x};
 }
 
-// Whether the task has the output at this thread's spot of a tile, which is row `row` of its block.
-__device__ bool has_output(const Task& task, std::int64_t tile, std::int64_t& row) {
-  const TileSpot spot = tile_spot();
-  row = tile * quant::kTileRows + spot.row;
-  return spot.input < task.num_inputs && row < task.rows;
+// Stores what is at a spot of a tile, if the task has such an output.
+__device__ void store_spot(const Batch& b, const Task& task, const TileSpot& spot,
+                           std::int64_t tile, float value) {
+  const std::int64_t row = tile * quant::kTileRows + spot.row;  // of the block of the run
+  if (spot.input >= task.num_inputs || row >= task.rows) return;
+  store(b.out, task.out_row + spot.input,
+        std::int64_t{block_of_run()} * task.rows + task.row_begin + row, value);
 }
 
 template <QuantFormat kFormat, typename X, int kInputs>
-__global__ void __launch_bounds__(kTileThreads, (kLeastBlocks<kFormat, kInputs>))
+__global__ void __launch_bounds__(kTileThreads, kLeastBlocks<kInputs>)
     expert_gate_up(const __grid_constant__ Batch b) {
   start_next();
   extern __shared__ __align__(16) std::byte shared[];
@@ -99,17 +95,14 @@ __global__ void __launch_bounds__(kTileThreads, (kLeastBlocks<kFormat, kInputs>)
   const QuantView* const matrices[2] = {&gate_view, &up_view};
   tile_dots<kFormat, X, kInputs, 2>(
       matrices, tiles.begin, tiles.end, inputs, b.aligned, b.slices, shared,
-      [&](std::int64_t tile, const float(&dots)[2]) {
-        std::int64_t row;
-        if (!has_output(task, tile, row)) return;
+      [&](const TileSpot& spot, std::int64_t tile, const float(&dots)[2]) {
         const float gate = rounded(b.out.dtype, dots[0]), up = rounded(b.out.dtype, dots[1]);
-        store(b.out, task.out_row + tile_spot().input, first_output(task) + row,
-              __fmul_rn(quant::silu_defined(gate), up));
+        store_spot(b, task, spot, tile, __fmul_rn(quant::silu_defined(gate), up));
       });
 }
 
 template <QuantFormat kFormat, typename X, int kInputs>
-__global__ void __launch_bounds__(kTileThreads, (kLeastBlocks<kFormat, kInputs>))
+__global__ void __launch_bounds__(kTileThreads, kLeastBlocks<kInputs>)
     expert_down(const __grid_constant__ Batch b) {
   start_next();
   extern __shared__ __align__(16) std::byte shared[];
@@ -120,13 +113,11 @@ __global__ void __launch_bounds__(kTileThreads, (kLeastBlocks<kFormat, kInputs>)
   task_inputs(task, b.x, inputs);
   const QuantView view = matrix_of(b, task, false);
   const QuantView* const matrices[1] = {&view};
-  tile_dots<kFormat, X, kInputs, 1>(matrices, tiles.begin, tiles.end, inputs, b.aligned, b.slices,
-                                    shared, [&](std::int64_t tile, const float(&dots)[1]) {
-                                      std::int64_t row;
-                                      if (!has_output(task, tile, row)) return;
-                                      store(b.out, task.out_row + tile_spot().input,
-                                            first_output(task) + row, dots[0]);
-                                    });
+  tile_dots<kFormat, X, kInputs, 1>(
+      matrices, tiles.begin, tiles.end, inputs, b.aligned, b.slices, shared,
+      [&](const TileSpot& spot, std::int64_t tile, const float(&dots)[1]) {
+        store_spot(b, task, spot, tile, dots[0]);
+      });
 }
 
 void check_task(const ExpertTask& task, const ExpertTask& first, const TensorView& x, bool has_up) {
@@ -181,23 +172,26 @@ Status run_batches(const ExpertBatchParams& params, bool has_up, const char* nam
       num_inputs = std::max(num_inputs, tasks[i].num_inputs);
     }
     const auto launch = [&](auto format, auto input, auto inputs) -> Status {
-      const TilePlan plan = tile_plan<decltype(input)>(tile, inputs, has_up ? 2 : 1);
+      using X = decltype(input);
+      using Staged = StagedInput<decltype(format)::value, X, decltype(inputs)::value>;
+      const TilePlan plan = tile_plan<X, Staged>(tile, inputs, has_up ? 2 : 1);
       batch.slices = plan.slices;
       const auto chosen = kernel(format, input, inputs);
       RETURN_IF_ERROR(allow_shared(chosen, plan.shared_bytes));
-      batch.tiles_per_block = 1;
+      std::int64_t blocks_per_run = num_tiles;
       if (plan.slices >= tile.num_groups()) {
         // The inputs of a block serve all its tiles: as many as let all blocks run at once, if that
         // leaves enough blocks for every multiprocessor to have its share.
         ASSIGN_OR_RETURN(const std::int64_t at_once,
                          blocks_at_once(chosen, plan.threads, plan.shared_bytes));
-        const std::int64_t per_block = at_once / num_blocks;
-        if (per_block > 1) {
-          batch.tiles_per_block = static_cast<int>((num_tiles + per_block - 1) / per_block);
+        const std::int64_t share = at_once / num_blocks;
+        if (share > 1) {
+          const std::int64_t each = (num_tiles + share - 1) / share;
+          blocks_per_run = (num_tiles + each - 1) / each;
         }
       }
-      const dim3 grid(blocks_for(num_tiles, batch.tiles_per_block),
-                      static_cast<unsigned>(most_blocks), static_cast<unsigned>(tasks.size()));
+      const dim3 grid(static_cast<unsigned>(blocks_per_run), static_cast<unsigned>(most_blocks),
+                      static_cast<unsigned>(tasks.size()));
       const Start start = params.in_order ? Start::kInOrder : Start::kEarly;
       return launch_kernel(name, chosen, {grid, dim3(plan.threads), plan.shared_bytes, start},
                            stream, batch);

@@ -20,8 +20,7 @@ __global__ void __launch_bounds__(kTileThreads) gemv(GemvParams params, bool ali
   const QuantView* const weight[1] = {&params.weight};
   tile_dots<kFormat, X, kInputs, 1>(
       weight, blockIdx.x, blockIdx.x + 1, inputs, aligned, slices, shared,
-      [&](std::int64_t tile, const float(&dots)[1]) {
-        const TileSpot spot = tile_spot();
+      [&](const TileSpot& spot, std::int64_t tile, const float(&dots)[1]) {
         const std::int64_t output = tile * quant::kTileRows + spot.row;
         if (first + spot.input < params.x.rows && output < params.weight.rows) {
           store(params.y, first + spot.input, output, dots[0]);
@@ -32,7 +31,7 @@ __global__ void __launch_bounds__(kTileThreads) gemv(GemvParams params, bool ali
 template <QuantFormat kFormat, typename X, int kInputs>
 Status launch_inputs(const GemvParams& p, const Stream& stream) {
   const quant::Tile16 tile = quant::tile16_of(p.weight);
-  const TilePlan plan = tile_plan<X>(tile, kInputs, 1);
+  const TilePlan plan = tile_plan<X, StagedInput<kFormat, X, kInputs>>(tile, kInputs, 1);
   const auto kernel = gemv<kFormat, X, kInputs>;
   RETURN_IF_ERROR(allow_shared(kernel, plan.shared_bytes));
   const dim3 grid(static_cast<unsigned>(tile.num_tiles()), blocks_for(p.x.rows, kInputs));
@@ -82,17 +81,14 @@ Status kernels_available() {
 
 bool kernels_may_overlap() {
   constexpr int kOldestMajor = 9, kOldestDriver = 12030;  // the first with such edges in graphs
-  int device = 0, major = 0, driver = 0;
+  const Result<int> major = device_attribute(cudaDevAttrComputeCapabilityMajor);
+  int driver = 0;
   cudaFuncAttributes attributes{};
-  const bool known =
-      cuda_status(cudaGetDevice(&device), "the current device").ok() &&
-      cuda_status(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-                  "compute capability")
-          .ok() &&
-      cuda_status(cudaDriverGetVersion(&driver), "the driver's version").ok() &&
-      any_kernel(attributes).ok();
+  const bool known = major.ok() &&
+                     cuda_status(cudaDriverGetVersion(&driver), "the driver's version").ok() &&
+                     any_kernel(attributes).ok();
   // Kernels of a build for older devices, translated for this one, do not wait.
-  return known && major >= kOldestMajor && driver >= kOldestDriver &&
+  return known && *major >= kOldestMajor && driver >= kOldestDriver &&
          attributes.ptxVersion >= 10 * kOldestMajor;
 }
 

@@ -2,10 +2,11 @@
 //
 // Group sums do not depend on each other, so they are computed side by side: a thread owns 4 rows
 // and one group, reads 16 bytes a turn (4 rows x 1 dword; 4 neighbouring threads read the tile's
-// whole turn) and keeps the 4 x 4 partial sums in registers. Then 16 threads per input row close
-// the groups in order, one fused multiply-add each. All operands go through shared memory: weights
-// in a ring of each thread's own, so that some are on their way whatever the block is doing; inputs
-// because all rows need them; scales so that closing waits for no memory.
+// whole turn) and keeps the 4 x 4 partial sums in registers. Then 16 threads per matrix and input
+// row close the groups in order, one fused multiply-add each, while the others go on. All operands
+// go through shared memory: weights in a ring of each thread's own, so that some are on their way
+// whatever the block is doing; inputs because the four threads of a group need them; scales so that
+// closing waits for no memory.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -31,6 +32,8 @@ inline constexpr std::int64_t kMostGroup = 128;
 inline constexpr int kBatchTurns = 4;                               // 64 bytes a thread
 inline constexpr int kRingBatches = 3;                              // two on their way, one in use
 inline constexpr int kRingBytes = kRingBatches * kBatchTurns * 16;  // of a thread
+inline constexpr unsigned kWarpTurnBytes = 32 * 16;                 // of a warp
+inline constexpr unsigned kWarpBatchBytes = kBatchTurns * kWarpTurnBytes;
 
 // How a block goes over a tile: `slices` groups at once, so many times over that the last time has
 // about as many as the others.
@@ -40,14 +43,19 @@ struct TilePlan {
   int shared_bytes = 0;
 };
 
+// What inputs are in shared memory. INT4 is bound by instructions and takes them as they are
+// multiplied; other formats are bound by memory, and by the blocks that have room.
+template <QuantFormat kFormat, typename X, int kInputs>
+using StagedInput = std::conditional_t<kFormat == QuantFormat::kInt4 && kInputs == 1, float, X>;
+
 // Elements between the inputs of neighbouring groups in shared memory: 16 bytes of padding, so that
 // the slices of a warp read different banks.
-template <typename X>
+template <typename Staged>
 __host__ __device__ constexpr int group_stride(int group) {
-  return group + 16 / static_cast<int>(sizeof(X));
+  return group + 16 / static_cast<int>(sizeof(Staged));
 }
 
-template <typename X>
+template <typename X, typename Staged>
 TilePlan tile_plan(const quant::Tile16& tile, int inputs, int matrices) {
   // Shared memory grows with inputs x slices, and some devices have 99 KiB.
   const int most_threads = inputs == 1 ? kTileThreads : kTileThreads / static_cast<int>(sizeof(X));
@@ -56,12 +64,12 @@ TilePlan tile_plan(const quant::Tile16& tile, int inputs, int matrices) {
   const int passes = (num_groups + most - 1) / most;
   TilePlan plan;
   plan.slices = (num_groups + passes - 1) / passes;
-  const int least = quant::kTileRows * inputs;  // for closing
+  const int least = quant::kTileRows * matrices * inputs;  // for closing
   plan.threads = (std::max(plan.slices * kQuads, least) + 31) / 32 * 32;
   const int values = matrices * plan.slices * quant::kTileRows * (inputs + 1);
-  const int staged = inputs * plan.slices * group_stride<X>(tile.spec.group);
+  const int staged = inputs * plan.slices * group_stride<Staged>(tile.spec.group);
   plan.shared_bytes = plan.threads * kRingBytes + values * static_cast<int>(sizeof(float)) +
-                      staged * static_cast<int>(sizeof(X));
+                      staged * static_cast<int>(sizeof(Staged));
   return plan;
 }
 
@@ -85,6 +93,49 @@ __device__ inline FourOf<X> load_four(const X* x, std::int64_t k, std::int64_t c
   FourOf<X> out;
   memcpy(&out, four, sizeof out);
   return out;
+}
+
+// Four inputs to shared memory.
+template <typename X, typename Staged>
+__device__ inline void write_four(const FourOf<X>& four, Staged* dst) {
+  if constexpr (std::is_same_v<X, Staged>) {
+    *reinterpret_cast<FourOf<X>*>(dst) = four;
+  } else {
+    uint2 pairs;
+    memcpy(&pairs, &four, sizeof pairs);
+    *reinterpret_cast<float4*>(dst) = {low_half(pairs.x), high_half(pairs.x), low_half(pairs.y),
+                                       high_half(pairs.y)};
+  }
+}
+
+// Inputs of one group of columns, by the threads of its slice: only they read them.
+template <typename X, typename Staged>
+__device__ inline void stage_group(const X* x, std::int64_t first_col, int group_cols,
+                                   std::int64_t cols, bool aligned, Staged* dst) {
+  const int quad = static_cast<int>(threadIdx.x) % kQuads;
+  constexpr int kBatch = 4;  // on their way at once
+  constexpr int kBatchCols = 4 * kBatch * kQuads;
+  int col = 4 * quad;
+  if (aligned && first_col + group_cols <= cols) {
+    for (; col + kBatchCols <= group_cols + 4 * quad; col += kBatchCols) {
+      FourOf<X> batch[kBatch];
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        batch[b] = *reinterpret_cast<const FourOf<X>*>(x + first_col + col + 4 * kQuads * b);
+      }
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) write_four<X>(batch[b], dst + col + 4 * kQuads * b);
+    }
+  }
+#pragma unroll 1
+  for (; col < group_cols; col += 4 * kQuads) {
+    write_four<X>(load_four(x, first_col + col, cols, aligned), dst + col);
+  }
+}
+// Of the threads of this thread's slice.
+__device__ inline void sync_slice() {
+  constexpr unsigned kSlice = (1u << kQuads) - 1;
+  __syncwarp(kSlice << (threadIdx.x % 32 / kQuads * kQuads));
 }
 
 // kCount (4 or 8) inputs in shared memory.
@@ -134,8 +185,8 @@ class WeightRing {
         tiles_left_(static_cast<int>(threadIdx.x) / kQuads < slices ? num_tiles : 0),
         slices_(slices),
         group_(static_cast<int>(threadIdx.x) / kQuads),
-        stride_(blockDim.x * 16),
-        slots_(shared_address(ring) + threadIdx.x * 16) {
+        slots_(shared_address(ring) + threadIdx.x / 32 * kRingBatches * kWarpBatchBytes +
+               threadIdx.x % 32 * 16) {
     const int quad = static_cast<int>(threadIdx.x) % kQuads;
 #pragma unroll
     for (int m = 0; m < kMatrices; ++m) {
@@ -148,10 +199,11 @@ class WeightRing {
 
   __device__ void push() {
     if (tiles_left_ > 0) {
-      const unsigned to = slots_ + pushed_ * kBatchTurns * stride_;
-#pragma unroll
-      for (int t = 0; t < kBatchTurns; ++t) {
-        if (t < turns_left_) copy_16_async(to + t * stride_, next_ + t * kTurnBytes);
+      const unsigned to = slots_ + pushed_;
+      if (turns_left_ >= kBatchTurns) {
+        copy_turns<kBatchTurns>(to, kBatchTurns);
+      } else {
+        copy_turns<kBatchTurns - 1>(to, turns_left_);
       }
       next_ += kBatchTurns * kTurnBytes;
       turns_left_ -= kBatchTurns;
@@ -161,21 +213,32 @@ class WeightRing {
       }
     }
     commit_copies();
-    pushed_ = pushed_ + 1 < kRingBatches ? pushed_ + 1 : 0;
+    pushed_ = after(pushed_);
   }
 
   // The batch before is given up: its place takes what the next push() asks for.
   __device__ void pop() {
-    popped_ = popped_ + 1 < kRingBatches ? popped_ + 1 : 0;
+    popped_ = after(popped_);
     wait_for_all_copies_but<kRingBatches - 2>();
   }
-  __device__ uint4 turn(int t) const {
-    return read_16(slots_ + (popped_ * kBatchTurns + t) * stride_);
-  }
+  __device__ uint4 turn(int t) const { return read_16(slots_ + popped_ + t * kWarpTurnBytes); }
 
  private:
   static constexpr int kTurnBytes = quant::kTileRows * 4;
 
+  __device__ static unsigned after(unsigned batch) {
+    return batch == (kRingBatches - 1) * kWarpBatchBytes ? 0 : batch + kWarpBatchBytes;
+  }
+  // The first `count` of kMost turns.
+  template <int kMost>
+  __device__ void copy_turns(unsigned to, int count) const {
+#pragma unroll
+    for (int t = 0; t < kMost; ++t) {
+      if (kMost == kBatchTurns || t < count) {
+        copy_16_async(to + t * kWarpTurnBytes, next_ + t * kTurnBytes);
+      }
+    }
+  }
   __device__ void next_group() {
     if (++matrix_ < kMatrices) return;
     matrix_ = 0;
@@ -200,21 +263,22 @@ class WeightRing {
   int turns_left_;         // of its group
   int tiles_left_;
   int slices_, group_, matrix_ = 0;
-  int pushed_ = 0, popped_ = kRingBatches - 1;
-  const unsigned stride_, slots_;  // bytes of shared memory
+  // Bytes of shared memory: where batches are in the ring, and where that is.
+  unsigned pushed_ = 0, popped_ = (kRingBatches - 1) * kWarpBatchBytes;
+  const unsigned slots_;
 };
 
 // Adds the products of one batch of turns, in ascending k. `shared` holds the inputs of its
 // columns, those of the next row of x `input_stride` further on; num_cols: what is left of the
-// group.
-template <QuantFormat kFormat, typename X, int kInputs, typename Ring>
-__device__ inline void add_batch(const Ring& ring, int num_cols, const X* shared, int input_stride,
-                                 float (&partial)[kInputs][kRowsPerThread][4]) {
+// group. kWhole: that is a batch or more.
+template <QuantFormat kFormat, int kInputs, bool kWhole, typename Staged, typename Ring>
+__device__ inline void add_batch(const Ring& ring, int num_cols, const Staged* shared,
+                                 int input_stride, float (&partial)[kInputs][kRowsPerThread][4]) {
   constexpr int kStepCols = kPerWord<kFormat> > 4 ? kPerWord<kFormat> : 4;
   constexpr int kTurns = kStepCols / kPerWord<kFormat>;
 #pragma unroll
   for (int s = 0; s < kBatchTurns / kTurns; ++s) {
-    if (s * kStepCols >= num_cols) break;
+    if (!kWhole && s * kStepCols >= num_cols) break;
     float weight[kRowsPerThread][kStepCols];
 #pragma unroll
     for (int t = 0; t < kTurns; ++t) {
@@ -245,118 +309,127 @@ __device__ inline void add_batch(const Ring& ring, int num_cols, const X* shared
   }
 }
 
-// Where thread i < 16 * kInputs closes groups: row i % 16 of the tile, input i / 16.
+// Where a thread closes groups: row of the tile, matrix, and input, of which there are kInputs.
 struct TileSpot {
-  int row, input;
+  int row, matrix, input;
 };
+template <int kMatrices>
 __device__ inline TileSpot tile_spot() {
-  return {static_cast<int>(threadIdx.x) % quant::kTileRows,
-          static_cast<int>(threadIdx.x) / quant::kTileRows};
+  constexpr int kRows = quant::kTileRows;
+  const int thread = static_cast<int>(threadIdx.x);
+  return {thread % kRows, thread / kRows % kMatrices, thread / (kMatrices * kRows)};
 }
 
 // The dots of tiles [tile_begin, tile_end) of kMatrices matrices of one shape with kInputs rows:
-// emit(tile, dots) is called by the threads that hold them, which are those whose tile_spot() has
-// an input below kInputs. `shared` takes tile_plan()'s bytes. Asks for the first weights, then
-// calls wait_for_previous().
+// emit(spot, tile, dots) is called by the threads that hold them: those whose spot has the first
+// matrix and an input below kInputs. `shared` takes tile_plan()'s bytes. Asks for the first
+// weights, then calls wait_for_previous().
 template <QuantFormat kFormat, typename X, int kInputs, int kMatrices, typename Emit>
 __device__ void tile_dots(const QuantView* const (&matrices)[kMatrices], std::int64_t tile_begin,
                           std::int64_t tile_end, const X* const (&inputs)[kInputs], bool aligned,
                           int slices, std::byte* shared, Emit&& emit) {
+  using Staged = StagedInput<kFormat, X, kInputs>;
+  constexpr int kRows = quant::kTileRows;
+  static_assert(kMatrices <= 2);
   const QuantView& shape = *matrices[0];
   const int group_cols = shape.spec.group;
   const quant::Tile16 tile{shape.rows, shape.cols, QuantSpec{kFormat, group_cols}};
   const int num_groups = static_cast<int>(tile.num_groups());
   const int quad = static_cast<int>(threadIdx.x) % kQuads;
   const int slice = static_cast<int>(threadIdx.x) / kQuads;
-  const TileSpot spot = tile_spot();
+  const TileSpot spot = tile_spot<kMatrices>();
   // Shared: the ring, sums [kMatrices][kInputs][slices][16], scales [kMatrices][slices][16],
   // inputs.
   WeightRing<kFormat, kMatrices> ring(matrices, tile, tile_begin * quant::kTileRows,
                                       static_cast<int>(tile_end - tile_begin), slices, shared);
   auto* const sums = reinterpret_cast<float*>(shared + blockDim.x * kRingBytes);
   float* const scales = sums + kMatrices * kInputs * slices * quant::kTileRows;
-  X* const staged = reinterpret_cast<X*>(scales + kMatrices * slices * quant::kTileRows);
-  const int input_stride = slices * group_stride<X>(group_cols);
+  const int input_stride = slices * group_stride<Staged>(group_cols);
+  Staged* const staged = reinterpret_cast<Staged*>(scales + kMatrices * slices * quant::kTileRows) +
+                         slice * group_stride<Staged>(group_cols);
   wait_for_previous();
   for (std::int64_t tile_idx = tile_begin; tile_idx < tile_end; ++tile_idx) {
-    float dots[kMatrices] = {};
+    float dot = 0.0f;  // of the spot
     const std::int64_t first_scale =
         tile.scale_index(tile_idx * quant::kTileRows + quad * kRowsPerThread, 0);
     for (int first = 0; first < num_groups; first += slices) {
       const int count = num_groups - first < slices ? num_groups - first : slices;
-      // 1. The inputs of these groups, unless they are there: one pass holds all.
-      if (tile_idx == tile_begin || slices < num_groups) {
-        const int fours = group_cols / 4;
+      const int group = first + slice;
+      const bool has_group = slice < count;
+      // 1. The inputs of the group, unless they are there: one pass holds all.
+      if (has_group && (tile_idx == tile_begin || slices < num_groups)) {
 #pragma unroll
         for (int i = 0; i < kInputs; ++i) {
-          for (int q = static_cast<int>(threadIdx.x); q < count * fours;
-               q += static_cast<int>(blockDim.x)) {
-            X* const dst =
-                staged + i * input_stride + q / fours * group_stride<X>(group_cols) + q % fours * 4;
-            *reinterpret_cast<FourOf<X>*>(dst) =
-                load_four(inputs[i], std::int64_t{first} * group_cols + 4 * q, shape.cols, aligned);
+          stage_group(inputs[i], std::int64_t{group} * group_cols, group_cols, shape.cols, aligned,
+                      staged + i * input_stride);
+        }
+        sync_slice();
+      }
+      // 2. Its sums.
+      const int num_cols =
+          min(static_cast<int>(tile.padded_cols()) - group * group_cols, group_cols);
+#pragma unroll 1
+      for (int m = 0; m < kMatrices; ++m) {
+        float4 scale;
+        float partial[kInputs][kRowsPerThread][4] = {};
+        if (has_group) {
+          if constexpr (QuantSpec{kFormat}.has_scales()) {
+            scale = load_scales<kFormat>(m == 0 ? *matrices[0] : *matrices[kMatrices - 1],
+                                         first_scale + group * kScaleStep<kFormat>);
+          }
+          constexpr int kBatchCols = kBatchTurns * kPerWord<kFormat>;
+          const Staged* inputs_of_batch = staged;
+          for (int left = num_cols; left > 0; left -= kBatchCols) {
+            ring.pop();
+            ring.push();
+            if (left >= kBatchCols) {
+              add_batch<kFormat, kInputs, true>(ring, left, inputs_of_batch, input_stride, partial);
+            } else {
+              add_batch<kFormat, kInputs, false>(ring, left, inputs_of_batch, input_stride,
+                                                 partial);
+            }
+            inputs_of_batch += kBatchCols;
           }
         }
-      }
-      __syncthreads();
-      // 2. A group each.
-      if (slice < count) {
-        const int group = first + slice;
-        const int num_cols =
-            min(static_cast<int>(tile.padded_cols()) - group * group_cols, group_cols);
+        if (m == 0) __syncthreads();  // the groups before are closed
+        if (!has_group) continue;
+        const int at = (m * slices + slice) * quant::kTileRows + quad * kRowsPerThread;
+        if constexpr (QuantSpec{kFormat}.has_scales()) {
+          *reinterpret_cast<float4*>(scales + at) = scale;
+        }
 #pragma unroll
-        for (int m = 0; m < kMatrices; ++m) {
-          const int at = (m * slices + slice) * quant::kTileRows + quad * kRowsPerThread;
-          float4 scale;
-          if constexpr (QuantSpec{kFormat}.has_scales()) {
-            scale = load_scales<kFormat>(*matrices[m], first_scale + group * kScaleStep<kFormat>);
-          }
-          float partial[kInputs][kRowsPerThread][4] = {};
-          constexpr int kBatchCols = kBatchTurns * kPerWord<kFormat>;
-          for (int batch = 0; batch * kBatchCols < num_cols; ++batch) {
-            ring.pop();
-            add_batch<kFormat, X, kInputs>(
-                ring, num_cols - batch * kBatchCols,
-                staged + slice * group_stride<X>(group_cols) + batch * kBatchCols, input_stride,
-                partial);
-            ring.push();
-          }
-          if constexpr (QuantSpec{kFormat}.has_scales()) {
-            *reinterpret_cast<float4*>(scales + at) = scale;
-          }
+        for (int i = 0; i < kInputs; ++i) {
+          float sum[kRowsPerThread];
 #pragma unroll
-          for (int i = 0; i < kInputs; ++i) {
-            float sum[kRowsPerThread];
-#pragma unroll
-            for (int r = 0; r < kRowsPerThread; ++r) {
-              const float(&p)[4] = partial[i][r];
-              sum[r] = __fadd_rn(__fadd_rn(p[0], p[1]), __fadd_rn(p[2], p[3]));
-            }
-            *reinterpret_cast<float4*>(sums +
-                                       ((m * kInputs + i) * slices + slice) * quant::kTileRows +
-                                       quad * kRowsPerThread) = {sum[0], sum[1], sum[2], sum[3]};
+          for (int r = 0; r < kRowsPerThread; ++r) {
+            const float(&p)[4] = partial[i][r];
+            sum[r] = __fadd_rn(__fadd_rn(p[0], p[1]), __fadd_rn(p[2], p[3]));
           }
+          *reinterpret_cast<float4*>(sums +
+                                     ((m * kInputs + i) * slices + slice) * quant::kTileRows +
+                                     quad * kRowsPerThread) = {sum[0], sum[1], sum[2], sum[3]};
         }
       }
       __syncthreads();
       // 3. The groups in order.
       if (spot.input < kInputs) {
+        const float* const mine = sums + (spot.matrix * kInputs + spot.input) * slices * kRows;
+        const float* const my_scales = scales + spot.matrix * slices * kRows;
 #pragma unroll 8
         for (int g = 0; g < count; ++g) {
-#pragma unroll
-          for (int m = 0; m < kMatrices; ++m) {
-            float scale = 1.0f;
-            if constexpr (QuantSpec{kFormat}.has_scales()) {
-              scale = scales[(m * slices + g) * quant::kTileRows + spot.row];
-            }
-            dots[m] = quant::fma_defined(
-                sums[((m * kInputs + spot.input) * slices + g) * quant::kTileRows + spot.row],
-                scale, dots[m]);
-          }
+          float scale = 1.0f;
+          if constexpr (QuantSpec{kFormat}.has_scales()) scale = my_scales[g * kRows + spot.row];
+          dot = quant::fma_defined(mine[g * kRows + spot.row], scale, dot);
         }
       }
     }
-    if (spot.input < kInputs) emit(tile_idx, dots);
+    if (spot.input >= kInputs) continue;
+    float dots[kMatrices] = {dot};
+    if constexpr (kMatrices == 2) {  // both in one warp
+      static_assert(2 * kRows == 32);
+      dots[1] = __shfl_down_sync(0xffffffffu, dot, kRows);
+    }
+    if (spot.matrix == 0) emit(spot, tile_idx, dots);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#include "gpu/kernels/common/bits.h"
 #include "quant/tile16.h"
 
 namespace stoker::gpu {
@@ -17,14 +18,6 @@ using BfPair = unsigned;
 
 __device__ inline float low_half(BfPair pair) { return bits_to_f32(pair << 16); }
 __device__ inline float high_half(BfPair pair) { return bits_to_f32(pair & 0xffff0000u); }
-
-// (word & mask) | bits in one instruction. The compiler, which has room for one constant in it,
-// would rather take two.
-__device__ inline unsigned masked_or(unsigned word, unsigned mask, unsigned bits) {
-  unsigned out;
-  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(out) : "r"(word), "r"(mask), "r"(bits));
-  return out;
-}
 
 // The upper byte of each half is a code. Exponent bias 7 -> 127 by one exact multiplication, which
 // also covers subnormals. NaN codes are none here: weights that hold them are refused.
@@ -43,15 +36,15 @@ __device__ inline BfPair fp8_upper_bytes(unsigned word) {
 template <QuantFormat kFormat>
 __device__ inline void unpack(unsigned word, float (&out)[kPerWord<kFormat>]) {
   if constexpr (kFormat == QuantFormat::kInt4) {
-    // code + 8 stands in the mantissa of a power of two whose last place there is 1. Three of the
-    // eight nibbles would reach into the exponent and are moved down first.
-    const unsigned codes = word ^ 0x88888888u;
-    const unsigned moved = codes >> 12;
+    // code + 8, which is the code with its sign bit turned, stands in the mantissa of a power of
+    // two whose last place there is 1. Three of the eight nibbles would reach into the exponent and
+    // are moved down first.
+    const unsigned moved = word >> 12;
 #pragma unroll
     for (int c = 0; c < 8; ++c) {
       const int shift = 4 * (c < 5 ? c : c - 3);
       const unsigned exponent = static_cast<unsigned>(127 + 23 - shift) << 23;
-      const unsigned bits = masked_or(c < 5 ? codes : moved, 0xfu << shift, exponent);
+      const unsigned bits = masked_xor(c < 5 ? word : moved, 0xfu << shift, exponent | 8u << shift);
       out[c] = __fsub_rn(bits_to_f32(bits), bits_to_f32(exponent) + 8.0f);
     }
   } else if constexpr (kFormat == QuantFormat::kInt8) {
@@ -103,12 +96,11 @@ __device__ inline void unpack_eight(const unsigned (&words)[kWordsPerEight<kForm
       out[2 * i + 1] = __byte_perm(f32_to_bits(values[2]), f32_to_bits(values[3]), 0x7632);
     }
   } else {
-    const unsigned codes = words[0] ^ 0x88888888u;  // code + 8, the mantissa of 128
-    constexpr unsigned short k128 = 0x4300;
+    constexpr unsigned short k128 = 0x4300;  // code + 8 in its mantissa
     const __nv_bfloat162 offset(__ushort_as_bfloat16(k128 + 8), __ushort_as_bfloat16(k128 + 8));
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const unsigned bits = masked_or(codes >> 4 * i, 0x000f000fu, 0x43004300u);
+      const unsigned bits = masked_xor(words[0] >> 4 * i, 0x000f000fu, 0x43084308u);
       __nv_bfloat162 value;
       memcpy(&value, &bits, 4);
       value = __hsub2(value, offset);
