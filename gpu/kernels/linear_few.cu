@@ -42,10 +42,11 @@ struct Matrix {
   QuantView weight;
   TensorView y;
   LinearScratch scratch;  // its own part
-  LinearCut cut;
+  std::int32_t num_pairs;
 };
 struct Plan {
   Matrix matrices[kMostLinearsJoined];
+  LinearCut cut;
   LinearGrid grid;
   TensorView x;
   bool aligned;
@@ -155,10 +156,6 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kFormat, k
   __shared__ bool is_last;
   const LinearPlace place = linear_place(plan.grid, static_cast<int>(blockIdx.x));
   const Matrix& m = plan.matrices[place.matrix];
-  if (static_cast<int>(blockIdx.y) >= m.cut.num_shares) {  // another matrix has more
-    wait_for_previous();
-    return;
-  }
   const quant::Tile16 tile{m.weight.rows, plan.x.cols, QuantSpec{kFormat, kGroup}};
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -166,12 +163,12 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kFormat, k
   // Values of this thread when groups are closed: output `lane`, rows warp + i * kWarps of x.
   constexpr int kValues = kTokenTiles * kMmaN / kWarps;
   float total[kValues] = {};
-  const int segment_begin = static_cast<int>(blockIdx.y) * m.cut.segments_per_block;
-  const int segment_end = min(segment_begin + m.cut.segments_per_block, m.cut.num_segments);
-  const bool alone = m.cut.num_shares == 1;
+  const int segment_begin = static_cast<int>(blockIdx.y) * plan.cut.segments_per_block;
+  const int segment_end = min(segment_begin + plan.cut.segments_per_block, plan.cut.num_segments);
+  const bool alone = plan.cut.num_shares == 1;
   const auto partial = [&](int segment, int row) -> float* {
     return m.scratch.partials +
-           linear_partial(m.cut.num_pairs, plan.num_rows, segment, row, place.pair) + lane;
+           linear_partial(m.num_pairs, plan.num_rows, segment, row, place.pair) + lane;
   };
   for (int segment = segment_begin; segment < segment_end; ++segment) {
     SegmentSums<kTokenTiles>& mine = shared[segment % 2];
@@ -224,7 +221,7 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kFormat, k
     __syncthreads();
     if (threadIdx.x == 0) {
       unsigned* const counter = m.scratch.counters + place.pair;
-      is_last = atomicAdd(counter, 1u) == static_cast<unsigned>(m.cut.num_shares) - 1;
+      is_last = atomicAdd(counter, 1u) == static_cast<unsigned>(plan.cut.num_shares) - 1;
       if (is_last) *counter = 0;  // for the next launch
     }
     __syncthreads();
@@ -238,7 +235,7 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor(kFormat, k
       const int row = warp + i * kWarps;
       if (row >= plan.num_rows) continue;
       total[i] =
-          add_segments(partial(0, row), partial(1, row) - partial(0, row), m.cut.num_segments);
+          add_segments(partial(0, row), partial(1, row) - partial(0, row), plan.cut.num_segments);
     }
   }
 #pragma unroll
@@ -258,12 +255,6 @@ Status launch_rows(const Plan& plan, dim3 grid, const Stream& stream) {
   }
   return launch_kernel("linear of few rows", linear_few<kFormat, 2>, {grid, dim3(kThreads)}, stream,
                        plan);
-}
-
-LinearCut cut_of(const QuantView& w) {
-  const std::int64_t at_once =
-      std::int64_t{blocks_per_multiprocessor(w.spec.format, 1)} * num_multiprocessors();
-  return cut_linear(w.rows, w.cols, at_once);
 }
 
 std::int64_t rows_at_once(std::int64_t rows) {
@@ -294,21 +285,26 @@ Status launch_cut(const LinearFewParams& params, const Stream& stream) {
         "{} rows of a launch beside another", x.rows);
   plan.is_sibling = params.is_sibling;
   plan.has_sibling = params.has_sibling;
-  int num_matrices = 0, num_pairs = 0, most_shares = 0;
+  const QuantFormat format = params.outputs.front().weight.spec.format;
+  const std::int32_t num_segments = linear_segments(x.cols);
+  int num_matrices = 0, num_pairs = 0;
   LinearScratch scratch = params.scratch;
   for (const LinearFewOutput& output : params.outputs) {
-    const LinearCut cut = cut_of(output.weight);
-    CHECK(cut.num_shares == 1 || (scratch.partials != nullptr && scratch.counters != nullptr),
-          "no scratch for {} of {} segments", cut.segments_per_block, cut.num_segments);
+    const std::int32_t pairs = linear_pairs(output.weight.rows);
     plan.grid.first_pair[num_matrices] = num_pairs;
-    plan.matrices[num_matrices++] = {output.weight, output.y, scratch, cut};
-    num_pairs += cut.num_pairs;
-    most_shares = std::max(most_shares, cut.num_shares);
-    scratch.partials += cut.num_partials(rows_at_once(x.rows));
-    scratch.counters += cut.num_counters();
+    plan.matrices[num_matrices++] = {output.weight, output.y, scratch, pairs};
+    num_pairs += pairs;
+    scratch.partials += linear_partials(pairs, num_segments, rows_at_once(x.rows));
+    scratch.counters += pairs;
   }
-  const dim3 grid(static_cast<unsigned>(num_pairs), static_cast<unsigned>(most_shares));
-  const bool is_bf16 = params.outputs.front().weight.spec.format == QuantFormat::kBf16;
+  plan.cut = cut_linear(num_pairs, num_segments,
+                        std::int64_t{blocks_per_multiprocessor(format, 1)} * num_multiprocessors(),
+                        params.has_sibling);
+  CHECK(plan.cut.num_shares == 1 ||
+            (params.scratch.partials != nullptr && params.scratch.counters != nullptr),
+        "no scratch for {} of {} segments", plan.cut.segments_per_block, num_segments);
+  const dim3 grid(static_cast<unsigned>(num_pairs), static_cast<unsigned>(plan.cut.num_shares));
+  const bool is_bf16 = format == QuantFormat::kBf16;
   for (plan.row_begin = 0; plan.row_begin < x.rows; plan.row_begin += kLinearFewRows) {
     plan.num_rows = static_cast<int>(rows_at_once(x.rows - plan.row_begin));
     RETURN_IF_ERROR(is_bf16 ? launch_rows<QuantFormat::kBf16>(plan, grid, stream)
@@ -327,8 +323,9 @@ bool suits_linear_few(const QuantView& weight, DType x) {
 
 LinearScratchSize linear_few_scratch(const QuantView& weight, std::int64_t rows) {
   if (streams_linear(weight)) return linear_stream_scratch(weight, rows);
-  const LinearCut cut = cut_of(weight);
-  return {cut.num_partials(rows_at_once(rows)) * 4, cut.num_counters() * 4};
+  const std::int64_t num_pairs = linear_pairs(weight.rows);
+  return {linear_partials(num_pairs, linear_segments(weight.cols), rows_at_once(rows)) * 4,
+          num_pairs * 4};
 }
 
 Status launch_linear_few(const LinearFewParams& params, const Stream& stream) {

@@ -19,36 +19,39 @@ constexpr std::int64_t kOfH200 = 132 * 3;  // blocks at once, FP8 and up to eigh
 // A grid as launch_linear_few() makes it.
 struct Launch {
   LinearGrid grid;
-  std::vector<LinearCut> cuts;
-  int num_pairs = 0, most_shares = 0;
+  LinearCut cut;
+  std::vector<int> pairs;  // of each matrix
+  int num_pairs = 0;
 
-  Launch(const std::vector<std::int64_t>& rows, std::int64_t cols, std::int64_t at_once) {
+  Launch(const std::vector<std::int64_t>& rows, std::int64_t cols, std::int64_t at_once,
+         bool leaves_room = false) {
     for (const std::int64_t of_matrix : rows) {
-      const LinearCut cut = cut_linear(of_matrix, cols, at_once);
-      grid.first_pair[cuts.size()] = num_pairs;
-      cuts.push_back(cut);
-      num_pairs += cut.num_pairs;
-      most_shares = std::max(most_shares, cut.num_shares);
+      grid.first_pair[pairs.size()] = num_pairs;
+      pairs.push_back(linear_pairs(of_matrix));
+      num_pairs += pairs.back();
     }
+    cut = cut_linear(num_pairs, linear_segments(cols), at_once, leaves_room);
   }
 };
 
-TEST(LinearPlaces, MatricesOfThePublishedModel) {
+TEST(LinearPlaces, LaunchesOfThePublishedModel) {
   struct Case {
-    std::int64_t rows, cols;
+    std::vector<std::int64_t> rows;
+    std::int64_t cols;
+    bool leaves_room;
     LinearCut cut;
   };
   const Case cases[] = {
-      {1536, 7168, {48, 7, 1, 7}},   {576, 7168, {18, 7, 1, 7}},    {128, 7168, {4, 7, 1, 7}},
-      {24576, 1536, {768, 2, 2, 1}}, {8192, 1536, {256, 2, 2, 1}},  {2048, 7168, {64, 7, 2, 4}},
-      {7168, 2048, {224, 2, 2, 1}},  {18432, 7168, {576, 7, 4, 2}},
+      {{1536, 576, 128}, 7168, true, {7, 2, 4}},  // beside the indexer's weights
+      {{1536, 576, 128}, 7168, false, {7, 1, 7}}, {{256}, 7168, false, {7, 1, 7}},
+      {{24576, 8192}, 1536, false, {2, 2, 1}},    {{2048, 2048}, 7168, false, {7, 2, 4}},
+      {{7168}, 2048, false, {2, 2, 1}},
   };
   for (const Case& of : cases) {
-    const LinearCut cut = cut_linear(of.rows, of.cols, kOfH200);
-    EXPECT_EQ(std::tie(cut.num_pairs, cut.num_segments, cut.segments_per_block, cut.num_shares),
-              std::tie(of.cut.num_pairs, of.cut.num_segments, of.cut.segments_per_block,
-                       of.cut.num_shares))
-        << of.rows << " x " << of.cols << ": " << cut.segments_per_block << " a block";
+    const LinearCut cut = Launch(of.rows, of.cols, kOfH200, of.leaves_room).cut;
+    EXPECT_EQ(std::tie(cut.num_segments, cut.segments_per_block, cut.num_shares),
+              std::tie(of.cut.num_segments, of.cut.segments_per_block, of.cut.num_shares))
+        << of.rows[0] << " x " << of.cols << ": " << cut.segments_per_block << " a block";
   }
 }
 
@@ -59,13 +62,13 @@ TEST(LinearPlaces, EverySegmentOfAPairFallsToOneBlock) {
     for (const std::int64_t cols : {5, 1024, 1025, 7168, 18432}) {
       for (const std::int64_t at_once : {std::int64_t{1}, std::int64_t{40}, kOfH200}) {
         const Launch launch(rows, cols, at_once);
+        const LinearCut& cut = launch.cut;
         std::map<std::tuple<int, int, int>, int> taken;  // matrix, pair, segment
-        for (int y = 0; y < launch.most_shares; ++y) {
+        for (int y = 0; y < cut.num_shares; ++y) {
           for (int x = 0; x < launch.num_pairs; ++x) {
             const LinearPlace place = linear_place(launch.grid, x);
-            const LinearCut& cut = launch.cuts.at(static_cast<std::size_t>(place.matrix));
-            EXPECT_TRUE(place.pair >= 0 && place.pair < cut.num_pairs) << place.pair;
-            if (y >= cut.num_shares) continue;
+            const int pairs = launch.pairs.at(static_cast<std::size_t>(place.matrix));
+            EXPECT_TRUE(place.pair >= 0 && place.pair < pairs) << place.pair;
             const int begin = y * cut.segments_per_block;
             EXPECT_LT(begin, cut.num_segments);  // no block is without work
             for (int s = begin; s < std::min(begin + cut.segments_per_block, cut.num_segments);
@@ -74,15 +77,11 @@ TEST(LinearPlaces, EverySegmentOfAPairFallsToOneBlock) {
             }
           }
         }
-        std::size_t expected = 0;
+        EXPECT_GE(std::int64_t{cut.num_segments} * kLinearSegmentCols, cols);
         for (std::size_t i = 0; i < rows.size(); ++i) {
-          const LinearCut& cut = launch.cuts[i];
-          EXPECT_GE(std::int64_t{cut.num_pairs} * kLinearOutputs, rows[i]);
-          EXPECT_GE(std::int64_t{cut.num_segments} * kLinearSegmentCols, cols);
-          expected +=
-              static_cast<std::size_t>(cut.num_pairs) * static_cast<std::size_t>(cut.num_segments);
+          EXPECT_GE(std::int64_t{launch.pairs[i]} * kLinearOutputs, rows[i]);
         }
-        EXPECT_EQ(taken.size(), expected);
+        EXPECT_EQ(static_cast<int>(taken.size()), launch.num_pairs * cut.num_segments);
         for (const auto& [segment, count] : taken) EXPECT_EQ(count, 1);
       }
     }
@@ -94,20 +93,14 @@ TEST(LinearPlaces, PartialSumsHaveAPlaceEach) {
     const Launch launch({1536, 33, 17000, 1}, 4097, kOfH200);
     std::set<std::int64_t> places;
     std::int64_t begin = 0, num_sums = 0;
-    for (const LinearCut& cut : launch.cuts) {
-      const std::int64_t end = begin + cut.num_partials(num_rows);
-      if (cut.num_shares == 1) {
-        EXPECT_EQ(end, begin);
-        EXPECT_EQ(cut.num_counters(), 0);
-        continue;
-      }
-      EXPECT_EQ(cut.num_counters(), cut.num_pairs);
-      for (int segment = 0; segment < cut.num_segments; ++segment) {
+    const int num_segments = launch.cut.num_segments;
+    for (const int pairs : launch.pairs) {
+      const std::int64_t end = begin + linear_partials(pairs, num_segments, num_rows);
+      for (int segment = 0; segment < num_segments; ++segment) {
         for (int row = 0; row < num_rows; ++row) {
-          for (int pair = 0; pair < cut.num_pairs; ++pair) {
+          for (int pair = 0; pair < pairs; ++pair) {
             const std::int64_t place =
-                begin +
-                linear_partial(cut.num_pairs, static_cast<int>(num_rows), segment, row, pair);
+                begin + linear_partial(pairs, static_cast<int>(num_rows), segment, row, pair);
             EXPECT_TRUE(place >= begin && place + kLinearOutputs <= end) << place;
             EXPECT_EQ(place % kLinearOutputs, 0);
             places.insert(place);

@@ -3,9 +3,8 @@
 // follow on the host.
 //
 // All work is in pairs of tiles, 32 outputs, and segments of 1024 columns of them. linear_few.cu: a
-// block takes some segments of one pair. How a matrix is cut depends on nothing beside it. In a
-// grid, pairs of matrices stand side by side in x; y counts the blocks that share a pair, up to the
-// most that any of the matrices has.
+// block takes some segments of one pair, as many for all matrices of a launch. In its grid, pairs
+// of matrices stand side by side in x; y counts the blocks that share a pair.
 //
 // linear_stream.cu: the segments of all pairs of all matrices stand in a row, one pair's after
 // another's, and every block takes an equal share.
@@ -41,36 +40,38 @@ constexpr bool streams_linear(const QuantView& weight) {
          tile.payload_bytes() >= kLeastStreamedBytes;
 }
 
-// A matrix in blocks.
+// Pairs in blocks.
 struct LinearCut {
-  std::int32_t num_pairs = 0;
-  std::int32_t num_segments = 0;
+  std::int32_t num_segments = 0;  // of a pair
   std::int32_t segments_per_block = 0;
   std::int32_t num_shares = 0;  // blocks of a pair; more than one add their sums through memory
-
-  // F32 in that memory, for so many rows of x; counters, one a pair.
-  constexpr std::int64_t num_partials(std::int64_t num_rows) const {
-    return num_shares == 1 ? 0 : num_segments * num_rows * num_pairs * kLinearOutputs;
-  }
-  constexpr std::int64_t num_counters() const { return num_shares == 1 ? 0 : num_pairs; }
 };
 
-// What is soonest done by waves of blocks, to each of which its start and end cost about as much as
-// half a segment. `at_once`: blocks that a device runs side by side.
-constexpr LinearCut cut_linear(std::int64_t rows, std::int64_t cols, std::int64_t at_once) {
-  const std::int32_t num_pairs = linear_pairs(rows), num_segments = linear_segments(cols);
+// What is soonest done. In halves of the time that a segment takes a block: its start and end cost
+// one, sums through memory two, and blocks beyond `at_once`, those that a device runs side by side,
+// follow as others end. `num_pairs`: of all matrices; `leaves_room`: for blocks of a launch beside.
+constexpr LinearCut cut_linear(std::int64_t num_pairs, std::int32_t num_segments,
+                               std::int64_t at_once, bool leaves_room) {
   LinearCut best;
   std::int64_t best_cost = 0;
   for (std::int32_t count = num_segments; count > 0; --count) {
-    const LinearCut cut{num_pairs, num_segments, count, (num_segments + count - 1) / count};
-    const std::int64_t blocks = std::int64_t{num_pairs} * cut.num_shares;
-    const std::int64_t cost = (blocks + at_once - 1) / at_once * (2 * count + 1);
+    const LinearCut cut{num_segments, count, (num_segments + count - 1) / count};
+    const std::int64_t blocks = num_pairs * cut.num_shares;
+    if (leaves_room && blocks > at_once && count < num_segments) break;
+    const std::int64_t cost = (blocks > at_once ? blocks : at_once) * (2 * count + 1) +
+                              (cut.num_shares > 1 ? 2 * at_once : 0);
     if (count == num_segments || cost < best_cost) {
       best = cut;
       best_cost = cost;
     }
   }
   return best;
+}
+
+// F32 in that memory that a matrix may take, however its pairs are cut.
+constexpr std::int64_t linear_partials(std::int64_t num_pairs, std::int64_t num_segments,
+                                       std::int64_t num_rows) {
+  return num_segments == 1 ? 0 : num_segments * num_rows * num_pairs * kLinearOutputs;
 }
 
 // Where the pairs of each matrix begin in a grid; INT_MAX for those that are not there.
