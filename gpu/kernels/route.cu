@@ -1,3 +1,6 @@
+#include <climits>
+#include <cmath>
+
 #include "gpu/error.h"
 #include "gpu/kernels/common/overlap.cuh"
 #include "gpu/kernels/common/reduce.cuh"
@@ -19,6 +22,50 @@ __device__ float top_two(const float* values, int n) {
   return first + second;
 }
 
+// Orders as the values do; NaN somewhere.
+__device__ unsigned order_key(float value) {
+  const unsigned bits = f32_to_bits(value + 0.0f);  // -0 is 0
+  return (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
+}
+
+// The largest of values[0 .. n), then the largest of the others, and so on, by a warp. Each lane
+// keeps the best of every kWarp-th value, so that only one has to look at its own again.
+class LargestFirst {
+ public:
+  __device__ LargestFirst(float* values, int n) : values_(values), n_(n) { look(); }
+
+  // Its index, the lowest if there are several; the same for every lane. The value becomes -inf.
+  __device__ int take() {
+    const unsigned key = __reduce_max_sync(kAllLanes, key_);
+    const int index = static_cast<int>(
+        __reduce_min_sync(kAllLanes, key_ == key ? static_cast<unsigned>(index_) : UINT_MAX));
+    if (index == index_) {
+      values_[index] = -INFINITY;
+      look();
+    }
+    return index;
+  }
+
+ private:
+  __device__ void look() {
+    key_ = 0;
+    index_ = INT_MAX;
+    for (int i = static_cast<int>(threadIdx.x); i < n_; i += kWarp) {
+      const unsigned key = order_key(values_[i]);
+      if (index_ == INT_MAX || key > key_) {
+        key_ = key;
+        index_ = i;
+      }
+    }
+  }
+  float* const values_;
+  const int n_;
+  unsigned key_;
+  int index_;
+};
+
+constexpr int kBatch = 8;  // experts of a lane that are on their way at once
+
 // One warp per row. Shared memory: gates [num_experts], choice scores [num_experts], group scores
 // [num_groups], kept groups [num_groups], chosen experts [top_k].
 __global__ void __launch_bounds__(kWarp) route(RouteRowsParams p) {
@@ -35,9 +82,17 @@ __global__ void __launch_bounds__(kWarp) route(RouteRowsParams p) {
   prefetch_block(p.bias.data, num_experts * 4);
   wait_for_previous();
   start_next();  // what follows may be a sibling
-  for (int e = lane; e < num_experts; e += kWarp) {
-    gates[e] = __fdiv_rn(1.0f, __fadd_rn(1.0f, quant::exp_defined(-load(p.logits, row, e))));
-    scores[e] = gates[e] + load(p.bias, 0, e);
+  for (int begin = lane; begin < num_experts; begin += kBatch * kWarp) {
+    float logits[kBatch], bias[kBatch];
+    load_batch(p.logits, row, begin, kWarp, logits);
+    load_batch(p.bias, 0, begin, kWarp, bias);
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int e = begin + i * kWarp;
+      if (e >= num_experts) break;
+      gates[e] = __fdiv_rn(1.0f, __fadd_rn(1.0f, quant::exp_defined(-logits[i])));
+      scores[e] = gates[e] + bias[i];
+    }
   }
   __syncwarp();
   if (p.forced != nullptr) {
@@ -50,28 +105,21 @@ __global__ void __launch_bounds__(kWarp) route(RouteRowsParams p) {
       kept[g] = 0.0f;
     }
     __syncwarp();
+    LargestFirst best_groups(groups, num_groups);
     for (int i = 0; i < p.spec.top_groups; ++i) {
-      const int best = warp_argmax(groups, num_groups);
-      __syncwarp();
-      if (lane == 0) {
-        kept[best] = 1.0f;
-        groups[best] = -INFINITY;
-      }
-      __syncwarp();
+      const int best = best_groups.take();
+      if (lane == 0) kept[best] = 1.0f;
     }
+    __syncwarp();
     for (int e = lane; e < num_experts; e += kWarp) {
       if (kept[e / group_size] == 0.0f) scores[e] = -INFINITY;
     }
     __syncwarp();
     // 2. The best experts of what is left.
+    LargestFirst best_experts(scores, num_experts);
     for (int i = 0; i < top_k; ++i) {
-      const int best = warp_argmax(scores, num_experts);
-      __syncwarp();
-      if (lane == 0) {
-        experts[i] = best;
-        scores[best] = -INFINITY;
-      }
-      __syncwarp();
+      const int best = best_experts.take();
+      if (lane == 0) experts[i] = best;
     }
   }
   __syncwarp();

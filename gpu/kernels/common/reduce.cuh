@@ -29,29 +29,6 @@ __device__ inline float block_sum(float value, float* scratch) {
   return sum;
 }
 
-// Index of the largest of values[0 .. n), the lowest such index; the same for every lane.
-__device__ inline int warp_argmax(const float* values, int n) {
-  float best = -INFINITY;
-  int index = INT_MAX;
-  for (int i = static_cast<int>(threadIdx.x % kWarp); i < n; i += kWarp) {
-    if (index == INT_MAX || values[i] > best) {
-      best = values[i];
-      index = i;
-    }
-  }
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    const float other = __shfl_xor_sync(kAllLanes, best, step);
-    const int other_index = __shfl_xor_sync(kAllLanes, index, step);
-    if (other > best || (other == best && other_index < index)) {
-      best = other;
-      index = other_index;
-    }
-  }
-  // NaN can make lanes disagree.
-  index = __shfl_sync(kAllLanes, index, 0);
-  return index < n ? index : 0;
-}
-
 // How many threads before this one have `flag`; `total`: how many of the block. `scratch` takes one
 // int per warp.
 __device__ inline int block_rank(bool flag, int* scratch, int& total) {
