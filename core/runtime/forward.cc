@@ -338,17 +338,19 @@ Status Forward::apply_selection_hooks(Runner& runner, const LayerSpec& spec) {
   const Workspace& w = workspace();
   auto* counts = static_cast<std::int32_t*>(host_->selected_counts.view().data);
   const int top_k = engine_.config().indexer_dims()->top_k;
+  bool any_forced = false;
   for (int row = 0; row < step_.num_rows(); ++row) {
     const std::span<const std::int32_t> forced = hooks_->forced_selection(spec.index, row);
     if (forced.empty()) continue;
+    any_forced = true;
     CHECK(static_cast<int>(forced.size()) <= top_k, "{} forced positions", forced.size());
     counts[row] = static_cast<std::int32_t>(forced.size());
     backend.copy_in(w.selected.view().row_slice(row, 1).col_slice(0, counts[row]), forced.data());
     backend.copy_in(w.selected_counts.view().row_slice(row, 1), &counts[row]);
   }
+  // What is forced has been read: positions are the hooks', and the buffer of counts is used again.
+  if (any_forced) RETURN_IF_ERROR(runner.wait(backend, backend.record(), cancel_));
   if (!hooks_->wants_selection(spec.index)) return {};
-  RETURN_IF_ERROR(runner.wait(backend, backend.record(),
-                              cancel_));  // forced counts have been read: reuse their buffer
   auto* positions = static_cast<std::int32_t*>(host_->selected.view().data);
   backend.copy_out(counts, rows(w.selected_counts));
   backend.copy_out(positions, rows(w.selected));

@@ -93,6 +93,29 @@ TEST_P(ForwardTest, LateEventsChangeNothing) {
   EXPECT_GT(backend.num_polls(), 20);
 }
 
+// What hooks force goes by way of memory of the host's, which the next layer uses again.
+TEST_P(ForwardTest, ForcedSelectionsMayBeReadLate) {
+  struct Forcing final : StepHooks {
+    std::span<const std::int32_t> forced_selection(int layer, int /*row*/) override {
+      static constexpr std::int32_t kPositions[] = {0, 3, 5, 7};
+      return std::span(kPositions).first(static_cast<std::size_t>(layer % 4 + 1));
+    }
+  } hooks;
+  // No router's choice is waited for between the first layers.
+  const std::string config = test::with_field(this->config(), "first_k_dense_replace", "3");
+  const auto run = [&](std::unique_ptr<Backend> on) {
+    TinyEngine engine(config, std::move(on));
+    const std::vector<TokenId> tokens = random_tokens(13, engine.config().vocab_size, 14);
+    KvSequence kv = engine.sequence();
+    engine.feed(kv, std::span(tokens).first(12), Purpose::kPrefill, Logits::kNone);
+    const Segment segment{&kv, 0, 1, Purpose::kDecode, Logits::kLast};
+    const ForwardPtr forward =
+        engine.runner().run({std::span(tokens).last(1), {&segment, 1}, &hooks}).value();
+    return TinyEngine::rows_of(*forward);
+  };
+  EXPECT_EQ(run(std::make_unique<LateBackend>(backend(), 1)), run(backend()));
+}
+
 TEST_P(ForwardTest, PartsMayComeOneByOne) {
   TinyEngine resident(config(), backend());
   TinyEngine dripping(config(), backend(), test::kTinyRunner,
