@@ -29,7 +29,10 @@ Result<SampleTimer> SampleTimer::create() {
 
 Status SampleTimer::begin(const Stream& stream) {
   if (state_ == State::kBegun) drop();  // what was begun has failed
-  if (state_ == State::kEnded || until_next_-- > 0) return {};
+  if (!is_due()) {
+    if (state_ == State::kNone) --until_next_;
+    return {};
+  }
   state_ = State::kBegun;
   return timer_.begin(stream);
 }

@@ -33,7 +33,9 @@ class SampleTimer {
 
   static Result<SampleTimer> create();
 
-  // One of them begins; it is timed if its turn has come and none is under way.
+  // Whether the next one that begins is timed: its turn has come, and none is under way.
+  bool is_due() const { return state_ != State::kEnded && until_next_ <= 0; }
+  // One of them begins.
   Status begin(const Stream& stream);
   bool timing() const { return state_ == State::kBegun; }
   // Ends it, if it is timed.
