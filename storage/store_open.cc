@@ -7,17 +7,14 @@
 #include <string>
 
 #include "core/base/file.h"
+#include "core/model/model_config.h"
 #include "storage/data_file.h"
 #include "storage/expert_dirs.h"
 #include "storage/store.h"
 #include "storage/tensor_check.h"
 
 namespace stoker::storage {
-namespace {
-
-constexpr std::size_t kMaxConfigBytes = 16 << 20;
-
-}  // namespace
+namespace {}  // namespace
 
 class StoreOpener {
  public:
@@ -84,7 +81,7 @@ Status StoreOpener::read_manifest() {
   ASSIGN_OR_RETURN(store_->manifest_, parse_manifest(text), "{}", manifest_path());
   ASSIGN_OR_RETURN(const ManifestFile* config, listed("config.json"));
   ASSIGN_OR_RETURN(const std::string config_text,
-                   read_small_file(dir_ / "config.json", kMaxConfigBytes));
+                   read_small_file(dir_ / "config.json", ModelConfig::kMaxBytes));
   if (hash128(config_text) != config->hash) {
     return make_error(ErrorCode::kCorrupt,
                       "{}: is not the one that the model was packed with; put it back, or pack the "

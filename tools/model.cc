@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/base/file.h"
+#include "core/model/model_config.h"
 #include "cpu/machine_info.h"
 #include "storage/checksum.h"
 #include "storage/open_model.h"
@@ -85,8 +86,8 @@ class NoExperts final : public ExpertProvider {
 
 // Tells models apart by what they are and where they lie.
 Result<std::string> model_id(const std::filesystem::path& directory) {
-  constexpr std::size_t kMaxConfigBytes = std::size_t{16} << 20;
-  ASSIGN_OR_RETURN(std::string text, read_small_file(directory / "config.json", kMaxConfigBytes));
+  ASSIGN_OR_RETURN(std::string text,
+                   read_small_file(directory / "config.json", ModelConfig::kMaxBytes));
   std::error_code ignored;
   text += std::filesystem::canonical(directory, ignored).string();
   return storage::hex(storage::hash128(text));

@@ -6,14 +6,13 @@
 #include <string>
 
 #include "core/base/file.h"
+#include "core/model/model_config.h"
 #include "tools/command.h"
 #include "tools/expert_format.h"
 #include "tools/progress_bar.h"
 
 namespace stoker::tools {
 namespace {
-
-constexpr std::size_t kMaxConfigBytes = 16 << 20;
 
 struct SynthFlags {
   std::string config, out;
@@ -27,7 +26,7 @@ Result<int> run(const SynthFlags& flags) {
   std::filesystem::path path = flags.config;
   std::error_code ignored;
   if (std::filesystem::is_directory(path, ignored)) path /= "config.json";
-  ASSIGN_OR_RETURN(const std::string text, read_small_file(path, kMaxConfigBytes));
+  ASSIGN_OR_RETURN(const std::string text, read_small_file(path, ModelConfig::kMaxBytes));
   ASSIGN_OR_RETURN(const std::string slice, storage::slice_config(text, options), "{}",
                    path.string());
   ProgressBar progress("writing", ProgressBar::Unit::kBytes);

@@ -4,16 +4,15 @@
 
 #include "core/base/file.h"
 #include "core/model/json_fields.h"
+#include "core/model/model_config.h"
 #include "tools/standard_io.h"
 
 namespace stoker::tools {
 namespace {
 
-constexpr std::size_t kMaxConfigBytes = std::size_t{16} << 20;
-
 Status read_config_facts(const std::filesystem::path& directory, ChatModelFacts& facts) {
   const std::filesystem::path path = directory / "config.json";
-  ASSIGN_OR_RETURN(const std::string text, read_small_file(path, kMaxConfigBytes),
+  ASSIGN_OR_RETURN(const std::string text, read_small_file(path, ModelConfig::kMaxBytes),
                    "which chat format the model speaks (--chat-format can say it)");
   ASSIGN_OR_RETURN(const nlohmann::json json, parse_json_object(text), "{}", path.string());
   JsonFields fields(json);

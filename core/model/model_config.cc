@@ -20,7 +20,6 @@ constexpr std::int64_t kMaxExperts = 1 << 16;
 constexpr std::int64_t kMaxRoutedExperts = 1 << 20;  // of all layers together
 constexpr double kMaxParameters = 1e15;
 constexpr double kMinRopeTheta = 1.5, kMaxRopeTheta = 1e12;  // its logarithm divides
-constexpr std::size_t kMaxFileBytes = 16 << 20;
 
 Error contradiction(std::string message) {
   return Error(ErrorCode::kInvalidArgument, std::move(message));
@@ -357,10 +356,10 @@ void ConfigReader::build_layers() {
 }
 
 Result<ModelConfig> ModelConfig::parse(std::string_view json) {
-  if (json.size() > kMaxFileBytes) {
+  if (json.size() > ModelConfig::kMaxBytes) {
     return make_error(ErrorCode::kInvalidArgument,
                       "{} bytes are too many for a config (at most {})", json.size(),
-                      kMaxFileBytes);
+                      ModelConfig::kMaxBytes);
   }
   ASSIGN_OR_RETURN(const nlohmann::json document, parse_json_object(json));
   return ConfigReader(document).run();
@@ -371,7 +370,7 @@ Result<ModelConfig> ModelConfig::load(const std::filesystem::path& dir_or_file) 
   const std::filesystem::path path = std::filesystem::is_directory(dir_or_file, ignored)
                                          ? dir_or_file / "config.json"
                                          : dir_or_file;
-  ASSIGN_OR_RETURN(const std::string text, read_small_file(path, kMaxFileBytes));
+  ASSIGN_OR_RETURN(const std::string text, read_small_file(path, ModelConfig::kMaxBytes));
   ASSIGN_OR_RETURN(ModelConfig config, parse(text), "{}", path.string());
   return config;
 }

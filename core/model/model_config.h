@@ -2,6 +2,7 @@
 // it: the layer table, the RoPE frequencies, the costs.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <optional>
@@ -33,6 +34,8 @@ struct RopeScaling {
 // Comes out of parse() complete and free of contradictions, and is const from then on.
 class ModelConfig {
  public:
+  static constexpr std::size_t kMaxBytes = 16 << 20;  // of a config.json
+
   // `json` is the text of a config.json. Errors name the first field that is missing, of a wrong
   // type or at odds with another, with the values.
   static Result<ModelConfig> parse(std::string_view json);
