@@ -22,90 +22,131 @@ __device__ float weight_at(const QuantView& w, std::int64_t row, std::int64_t co
   return quant::element_at(w, row, col) * quant::scale_at(w, row, col);
 }
 
-// One block per row and head. Shared memory: query [latent + rope], sums [latent], probabilities
-// [kChunk], cache rows of the chunk [kChunk] and one float per warp.
-__global__ void __launch_bounds__(kThreads) attend(AttendRowsParams p) {
-  start_next();
-  extern __shared__ float shared[];
-  const int nope = p.dims.nope_dim, rope = p.dims.rope_dim, value = p.dims.value_dim;
-  const int latent = p.dims.latent_dim, width = latent + rope;
-  float* query = shared;
-  float* sums = query + width;
-  float* probability = sums + latent;
-  auto* rows = reinterpret_cast<std::int32_t*>(probability + kChunk);
-  const std::int64_t row = blockIdx.x;
-  const int head = static_cast<int>(blockIdx.y);
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
-  const std::int64_t query_col = std::int64_t{head} * (nope + rope);
-  const std::int64_t weight_row = std::int64_t{head} * (nope + value);
-  const DType activation = p.queries.dtype;
-  wait_for_previous();
+// The row and head of a block, and what it holds of them in shared memory.
+struct RowHead {
+  int latent;
+  std::int64_t row;
+  int head, thread, lane, warp;
+  float* query;          // [latent + rope], in latent space
+  float* sums;           // [latent]
+  float* probability;    // [kChunk], of the chunk's positions; before that, their scores
+  std::int32_t* cached;  // [kChunk], their rows in the cache
 
-  // 1. The query in latent space, rounded as an operand; the rope part as it is.
-  for (int l = thread; l < latent; l += kThreads) {
+  __device__ RowHead(const AttentionDims& dims, float* shared)
+      : row(blockIdx.x), head(static_cast<int>(blockIdx.y)), query(shared) {
+    thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
+    latent = dims.latent_dim;
+    sums = query + latent + dims.rope_dim;
+    probability = sums + latent;
+    cached = reinterpret_cast<std::int32_t*>(probability + kChunk);
+  }
+  // The head's first row of kv_b: of its keys, which its values follow.
+  __device__ std::int64_t weight_row(const AttentionDims& dims) const {
+    return std::int64_t{head} * (dims.nope_dim + dims.value_dim);
+  }
+};
+
+// The query in latent space, rounded as an operand; the rope part as it is. Clears the sums.
+__device__ void absorb_query(const AttendRowsParams& p, RowHead own) {
+  const int nope = p.dims.nope_dim, rope = p.dims.rope_dim;
+  const std::int64_t query_col = std::int64_t{own.head} * (nope + rope);
+  const std::int64_t weight_row = own.weight_row(p.dims);
+  for (int l = own.thread; l < own.latent; l += kThreads) {
     float sum = 0.0f;
     for (int d = 0; d < nope; ++d) {
-      sum =
-          __fmaf_rn(load(p.queries, row, query_col + d), weight_at(p.kv_b, weight_row + d, l), sum);
+      sum = __fmaf_rn(load(p.queries, own.row, query_col + d), weight_at(p.kv_b, weight_row + d, l),
+                      sum);
     }
-    query[l] = rounded(activation, sum);
-    sums[l] = 0.0f;
+    own.query[l] = rounded(p.queries.dtype, sum);
+    own.sums[l] = 0.0f;
   }
-  for (int d = thread; d < rope; d += kThreads) {
-    query[latent + d] = load(p.queries, row, query_col + nope + d);
+  for (int d = own.thread; d < rope; d += kThreads) {
+    own.query[own.latent + d] = load(p.queries, own.row, query_col + nope + d);
   }
-  __syncthreads();
+}
 
-  // 2. Softmax over the positions, a chunk at a time: the sums so far are rescaled whenever a
-  // larger score turns up.
-  const Visible visible = visible_to(p, row);
-  const std::int32_t* pages = p.step.latent_pages + p.step.latent_first[row];
-  float highest = -INFINITY, total = 0.0f;
-  for (int begin = 0; begin < visible.count; begin += kChunk) {
-    const int count = min(kChunk, visible.count - begin);
-    for (int i = warp; i < count; i += kWarps) {
-      const std::int64_t at = cache_row(pages, visible.position(begin + i));
-      float dot = 0.0f;
-      for (int d = lane; d < width; d += kWarp) {
-        dot = __fmaf_rn(query[d], load_cached(p.cache, at, d), dot);
-      }
-      dot = warp_sum(dot);
-      if (lane == 0) {
-        probability[i] = dot * p.dims.softmax_scale;
-        rows[i] = static_cast<std::int32_t>(at);
-      }
+// Scores of a chunk: visible positions [begin, + count).
+__device__ void score_chunk(const AttendRowsParams& p, RowHead own, const Visible& visible,
+                            const std::int32_t* pages, int begin, int count) {
+  const int width = own.latent + p.dims.rope_dim;
+  for (int i = own.warp; i < count; i += kWarps) {
+    const std::int64_t at = cache_row(pages, visible.position(begin + i));
+    float dot = 0.0f;
+    for (int d = own.lane; d < width; d += kWarp) {
+      dot = __fmaf_rn(own.query[d], load_cached(p.cache, at, d), dot);
     }
-    __syncthreads();
+    dot = warp_sum(dot);
+    if (own.lane == 0) {
+      own.probability[i] = dot * p.dims.softmax_scale;
+      own.cached[i] = static_cast<std::int32_t>(at);
+    }
+  }
+}
+
+// A softmax whose scores come a chunk at a time.
+struct RunningSoftmax {
+  float highest = -INFINITY, total = 0.0f;
+
+  // Weighs the latents of `count` positions: sums and total so far are rescaled whenever a larger
+  // score turns up.
+  __device__ void add_chunk(const AttendRowsParams& p, RowHead own, int count) {
+    float* const probability = own.probability;
     float above = highest;
     for (int i = 0; i < count; ++i) above = fmaxf(above, probability[i]);
     const float shrink = expf(highest - above);  // 0 for the first chunk
     __syncthreads();
-    if (thread < count) probability[thread] = expf(probability[thread] - above);
+    if (own.thread < count) probability[own.thread] = expf(probability[own.thread] - above);
     __syncthreads();
     highest = above;
     total *= shrink;
     for (int i = 0; i < count; ++i) total += probability[i];
-    for (int l = thread; l < latent; l += kThreads) {
-      float sum = sums[l] * shrink;
+    for (int l = own.thread; l < own.latent; l += kThreads) {
+      float sum = own.sums[l] * shrink;
       for (int i = 0; i < count; ++i) {
-        sum = __fmaf_rn(probability[i], load_cached(p.cache, rows[i], l), sum);
+        sum = __fmaf_rn(probability[i], load_cached(p.cache, own.cached[i], l), sum);
       }
-      sums[l] = sum;
+      own.sums[l] = sum;
     }
-    __syncthreads();
   }
+};
 
-  // 3. Out of latent space.
-  for (int l = thread; l < latent; l += kThreads) sums[l] = rounded(activation, sums[l] / total);
+// Out of latent space: the sums, divided by `total` and rounded as an operand.
+__device__ void project_values(const AttendRowsParams& p, RowHead own, float total) {
+  const int value = p.dims.value_dim;
+  for (int l = own.thread; l < own.latent; l += kThreads) {
+    own.sums[l] = rounded(p.queries.dtype, own.sums[l] / total);
+  }
   __syncthreads();
-  for (int v = warp; v < value; v += kWarps) {
+  const std::int64_t weight_row = own.weight_row(p.dims) + p.dims.nope_dim;
+  for (int v = own.warp; v < value; v += kWarps) {
     float sum = 0.0f;
-    for (int l = lane; l < latent; l += kWarp) {
-      sum = __fmaf_rn(sums[l], weight_at(p.kv_b, weight_row + nope + v, l), sum);
+    for (int l = own.lane; l < own.latent; l += kWarp) {
+      sum = __fmaf_rn(own.sums[l], weight_at(p.kv_b, weight_row + v, l), sum);
     }
     sum = warp_sum(sum);
-    if (lane == 0) store(p.out, row, std::int64_t{head} * value + v, sum);
+    if (own.lane == 0) store(p.out, own.row, std::int64_t{own.head} * value + v, sum);
   }
+}
+
+// One block per row and head.
+__global__ void __launch_bounds__(kThreads) attend(AttendRowsParams p) {
+  start_next();
+  extern __shared__ float shared[];
+  const RowHead own(p.dims, shared);
+  wait_for_previous();
+  absorb_query(p, own);
+  __syncthreads();
+  const Visible visible = visible_to(p, own.row);
+  const std::int32_t* pages = p.step.latent_pages + p.step.latent_first[own.row];
+  RunningSoftmax softmax;
+  for (int begin = 0; begin < visible.count; begin += kChunk) {
+    const int count = min(kChunk, visible.count - begin);
+    score_chunk(p, own, visible, pages, begin, count);
+    __syncthreads();
+    softmax.add_chunk(p, own, count);
+    __syncthreads();
+  }
+  project_values(p, own, softmax.total);
 }
 
 bool is_aligned(const TensorView& x) {
