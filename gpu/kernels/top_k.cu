@@ -207,6 +207,136 @@ __device__ Threshold kth_largest(Shared& s, const float* scores, int count, int 
   }
 }
 
+// Scores [begin, end) of a row.
+struct Stretch {
+  const float* scores;  // of the row
+  int begin, end;
+  __device__ int num_groups() const { return (end - begin + kGroup - 1) / kGroup; }
+};
+
+// How many scores are above the threshold, and how many equal it.
+struct Counts {
+  int above, ties;
+};
+
+// A bit per score of a segment, in order: whether it is above the threshold, and whether it equals
+// it. Four words a group.
+__device__ void flag_scores(Shared& s, const Stretch& segment, const Threshold& threshold) {
+  const auto [scores, begin, end] = segment;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
+  const int num_groups = segment.num_groups();
+#pragma unroll 4
+  for (int group = warp; group < num_groups; group += kWarps) {
+    const int position = begin + group * kGroup + 4 * lane;
+    float four[4] = {};
+    if (position + 3 < end) {
+      *reinterpret_cast<float4*>(four) =
+          load_four(reinterpret_cast<const float4*>(scores + position));
+    } else {
+      for (int c = 0; c < 4 && position + c < end; ++c) four[c] = scores[position + c];
+    }
+    std::uint32_t above = 0, ties = 0;
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      const std::uint32_t key = order_key(four[c]);
+      const std::uint32_t bit = position + c < end ? 1u << (lane % 8 * 4 + c) : 0u;
+      above |= key > threshold.key ? bit : 0u;
+      ties |= key == threshold.key ? bit : 0u;
+    }
+#pragma unroll
+    for (int step = 1; step < 8; step *= 2) {  // eight lanes make a word
+      above |= __shfl_xor_sync(kAllLanes, above, step);
+      ties |= __shfl_xor_sync(kAllLanes, ties, step);
+    }
+    if (lane % 8 == 0) {
+      s.flags.above[group * 4 + lane / 8] = above;
+      s.flags.ties[group * 4 + lane / 8] = ties;
+    }
+  }
+}
+
+// This thread's share of the words of a segment's flags.
+struct Words {
+  int first, last;
+
+  __device__ explicit Words(int num_groups) {
+    const int num_words = num_groups * 4, words_each = (num_words + kThreads - 1) / kThreads;
+    first = min(static_cast<int>(threadIdx.x) * words_each, num_words);
+    last = min(first + words_each, num_words);
+  }
+  __device__ Counts count(const Shared& s) const {
+    Counts counts{0, 0};
+    for (int word = first; word < last; ++word) {
+      counts.above += __popc(s.flags.above[word]);
+      counts.ties += __popc(s.flags.ties[word]);
+    }
+    return counts;
+  }
+};
+
+// Adds the counts of the cluster's blocks before `block`, which is this one and has counted `own`.
+template <bool kTogether>
+__device__ void add_earlier_blocks(Shared& s, int num_blocks, int block, const Counts& own,
+                                   Counts& before) {
+  using Cluster = gpu::Cluster<kTogether>;
+  if (threadIdx.x == 0) {
+    s.num_above = own.above;
+    s.num_ties = own.ties;
+  }
+  Cluster::sync();
+#pragma unroll
+  for (int earlier = 0; earlier < kClusterBlocks - 1; ++earlier) {
+    const Shared& counted = Cluster::shared_of(s, min(earlier, num_blocks - 1));
+    before.above += earlier < block ? counted.num_above : 0;
+    before.ties += earlier < block ? counted.num_ties : 0;
+  }
+}
+
+// Bits become positions, of a segment that begins at `begin`: `rank` says how many such scores
+// stand before those of `words`. Of the row's that equal the threshold the first `num_ties` are
+// listed.
+__device__ void list_flagged(const Shared& s, const Words& words, int begin, Counts rank,
+                             int num_ties, std::int32_t* out) {
+  for (int word = words.first; word < words.last; ++word) {
+    const std::uint32_t above = s.flags.above[word];
+    for (std::uint32_t left = above | s.flags.ties[word]; left != 0; left &= left - 1) {
+      const int bit = __ffs(static_cast<int>(left)) - 1;
+      if ((above >> bit & 1u) != 0) {
+        out[rank.above++ + min(rank.ties, num_ties)] = begin + word * 32 + bit;
+      } else if (rank.ties++ < num_ties) {
+        out[rank.above + rank.ties - 1] = begin + word * 32 + bit;
+      }
+    }
+  }
+}
+
+// The positions of a block's slice in order, those above the threshold and the first few that equal
+// it. The slice of a block that is not alone fits a segment.
+template <bool kTogether>
+__device__ void list_positions(Shared& s, int num_blocks, int block, const Stretch& slice,
+                               const Threshold& threshold, std::int32_t* out) {
+  Counts before{0, 0};  // in earlier segments
+  int begin = slice.begin;
+  do {
+    const int end = min(begin + kSegment, slice.end);
+    const Stretch segment{slice.scores, begin, end};
+    const int num_groups = segment.num_groups();
+    __syncthreads();  // candidates or flags before are done with
+    flag_scores(s, segment, threshold);
+    __syncthreads();
+    const Words words(num_groups);
+    const Counts own = words.count(s);
+    Counts all, rank;  // of the segment; before this thread's words
+    rank.above = before.above + sum_before(own.above, s.warp_sums[0], all.above);
+    rank.ties = before.ties + sum_before(own.ties, s.warp_sums[1], all.ties);
+    if (num_blocks > 1) add_earlier_blocks<kTogether>(s, num_blocks, block, all, rank);
+    list_flagged(s, words, begin, rank, threshold.ties, out);
+    before.above += all.above;
+    before.ties += all.ties;
+    begin = end;
+  } while (begin < slice.end);
+}
+
 // One cluster per row.
 template <bool kTogether>
 __global__ void __launch_bounds__(kThreads) top_k(TopKParams p) {
@@ -224,95 +354,14 @@ __global__ void __launch_bounds__(kThreads) top_k(TopKParams p) {
     if (threadIdx.x == 0 && block == 0) *count = -1;
     return;
   }
-  const int slice = ((visible + num_blocks - 1) / num_blocks + kGroup - 1) / kGroup * kGroup;
-  const int slice_begin = min(block * slice, visible),
-            slice_end = min(slice_begin + slice, visible);
-  const float* scores = p.scores + local_row * p.score_stride;
-  const Threshold threshold =
-      kth_largest<kTogether>(s, scores + slice_begin, slice_end - slice_begin, p.top_k);
+  const int each = ((visible + num_blocks - 1) / num_blocks + kGroup - 1) / kGroup * kGroup;
+  const int begin = min(block * each, visible), end = min(begin + each, visible);
+  const Stretch slice{p.scores + local_row * p.score_stride, begin, end};
+  const Threshold threshold = kth_largest<kTogether>(s, slice.scores + begin, end - begin, p.top_k);
   std::int32_t* out =
       static_cast<std::int32_t*>(p.out.positions.data) + row * p.out.positions.row_stride;
-
-  // Positions in order, those above the threshold and the first few that equal it. The slice of a
-  // block that is not alone fits a segment.
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
-  int above_before = 0, ties_before = 0, begin = slice_begin;
-  do {
-    const int end = min(begin + kSegment, slice_end),
-              num_groups = (end - begin + kGroup - 1) / kGroup;
-    __syncthreads();  // candidates or flags before are done with
-                      // 1. A bit per score.
-#pragma unroll 4
-    for (int group = warp; group < num_groups; group += kWarps) {
-      const int position = begin + group * kGroup + 4 * lane;
-      float four[4] = {};
-      if (position + 3 < end) {
-        *reinterpret_cast<float4*>(four) =
-            load_four(reinterpret_cast<const float4*>(scores + position));
-      } else {
-        for (int c = 0; c < 4 && position + c < end; ++c) four[c] = scores[position + c];
-      }
-      std::uint32_t above = 0, ties = 0;
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        const std::uint32_t key = order_key(four[c]);
-        const std::uint32_t bit = position + c < end ? 1u << (lane % 8 * 4 + c) : 0u;
-        above |= key > threshold.key ? bit : 0u;
-        ties |= key == threshold.key ? bit : 0u;
-      }
-#pragma unroll
-      for (int step = 1; step < 8; step *= 2) {  // eight lanes make a word
-        above |= __shfl_xor_sync(kAllLanes, above, step);
-        ties |= __shfl_xor_sync(kAllLanes, ties, step);
-      }
-      if (lane % 8 == 0) {
-        s.flags.above[group * 4 + lane / 8] = above;
-        s.flags.ties[group * 4 + lane / 8] = ties;
-      }
-    }
-    __syncthreads();
-    // 2. A thread takes a few words and learns how many bits stand before them.
-    const int num_words = num_groups * 4, words_each = (num_words + kThreads - 1) / kThreads;
-    const int first = min(thread * words_each, num_words);
-    const int last = min(first + words_each, num_words);
-    int num_above = 0, num_ties = 0;
-    for (int word = first; word < last; ++word) {
-      num_above += __popc(s.flags.above[word]);
-      num_ties += __popc(s.flags.ties[word]);
-    }
-    int all_above, all_ties;
-    int above_rank = above_before + sum_before(num_above, s.warp_sums[0], all_above);
-    int tie_rank = ties_before + sum_before(num_ties, s.warp_sums[1], all_ties);
-    if (num_blocks > 1) {
-      if (thread == 0) {
-        s.num_above = all_above;
-        s.num_ties = all_ties;
-      }
-      Cluster::sync();
-#pragma unroll
-      for (int earlier = 0; earlier < kClusterBlocks - 1; ++earlier) {
-        const Shared& counted = Cluster::shared_of(s, min(earlier, num_blocks - 1));
-        above_rank += earlier < block ? counted.num_above : 0;
-        tie_rank += earlier < block ? counted.num_ties : 0;
-      }
-    }
-    // 3. Bits become positions.
-    for (int word = first; word < last; ++word) {
-      const std::uint32_t above = s.flags.above[word];
-      for (std::uint32_t left = above | s.flags.ties[word]; left != 0; left &= left - 1) {
-        const int bit = __ffs(static_cast<int>(left)) - 1;
-        if ((above >> bit & 1u) != 0) {
-          out[above_rank++ + min(tie_rank, threshold.ties)] = begin + word * 32 + bit;
-        } else if (tie_rank++ < threshold.ties) {
-          out[above_rank + tie_rank - 1] = begin + word * 32 + bit;
-        }
-      }
-    }
-    above_before += all_above;
-    ties_before += all_ties;
-    begin = end;
-  } while (begin < slice_end);
-  if (thread == 0 && block == 0) *count = p.top_k;
+  list_positions<kTogether>(s, num_blocks, block, slice, threshold, out);
+  if (threadIdx.x == 0 && block == 0) *count = p.top_k;
   if (num_blocks > 1) Cluster::sync();  // others may still read this block's counts
 }
 
