@@ -29,6 +29,8 @@ constexpr int kChunks = kLatentWidth / kChunk;
 constexpr int kWarpLatents = kLatentDim / kWarps;
 constexpr int kMergeLatents = 4;  // of a thread
 constexpr int kMergeThreads = kLatentDim / kMergeLatents;
+constexpr unsigned kRowBytes = kLatentWidth * 2, kWeightRowBytes = kTileKeys * 2;
+constexpr unsigned kStageBytes = kTileKeys * kRowBytes;
 constexpr float kLog2E = 1.44269504f;
 
 static_assert(kTileKeys == kWarps * 8);
@@ -43,23 +45,29 @@ constexpr quant::KvRowLayout kFp8Row = quant::kv_row_layout({kLatentDim, kLatent
 static_assert(kFp8Row.bytes % kChunkBytes == 0 && kFp8Row.kept_at % kChunkBytes == 0);
 static_assert(kLatentDim == 2 * kWarp * kChunk && kLatentRope <= kWarp * kChunk);
 
-// A lane's share of an FP8 row on its way: chunks `lane`, kWarp + `lane`, and one that is kept.
+// A chunk of an FP8 row on its way.
+struct Fp8Chunk {
+  uint2 codes;
+  float scale;
+
+  __device__ void load(const unsigned char* row, int chunk, bool valid) {
+    codes = reinterpret_cast<const uint2*>(row)[chunk];
+    scale = reinterpret_cast<const float*>(row + kFp8Row.scales_at)[chunk * kChunk / kKvGroup];
+    if (!valid) codes = {}, scale = 0.0f;
+  }
+  __device__ uint4 widened() const { return widen_codes(codes, scale); }
+};
+
+// A lane's share of such a row: chunks `lane`, kWarp + `lane`, and one that is kept.
 struct Fp8Share {
-  uint2 codes[2];
-  float scales[2];
+  Fp8Chunk low, high;
   uint4 kept;
 
   // Row `at` of `cache`; zeros where that is negative.
   __device__ void load(const TensorView& cache, int at, int lane) {
     const auto* row = static_cast<const unsigned char*>(cache.data) + max(at, 0) * cache.row_stride;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int chunk = i * kWarp + lane;
-      codes[i] = reinterpret_cast<const uint2*>(row)[chunk];
-      scales[i] =
-          reinterpret_cast<const float*>(row + kFp8Row.scales_at)[chunk * kChunk / kKvGroup];
-      if (at < 0) codes[i] = {}, scales[i] = 0.0f;
-    }
+    low.load(row, lane, at >= 0);
+    high.load(row, kWarp + lane, at >= 0);
     kept = {};
     if (at >= 0 && lane < kLatentRope / kChunk) {
       kept = reinterpret_cast<const uint4*>(row + kFp8Row.kept_at)[lane];
@@ -81,293 +89,492 @@ struct Layout {
   }
 };
 
+// A thread's place in its block.
+struct Lane {
+  int thread, lane, warp;
+  int group, member;       // as in fragments
+  int matrix, matrix_row;  // as in load_matrices
+
+  __device__ Lane() : thread(static_cast<int>(threadIdx.x)) {
+    lane = thread % kWarp, warp = thread / kWarp;
+    group = lane / 4, member = lane % 4;
+    matrix = lane / 8, matrix_row = lane % 8;
+  }
+  // Of two matrices below each other.
+  __device__ int pair_row() const { return matrix % 2 * 8 + matrix_row; }
+};
+
+// Byte offsets of chunks within eight, for rows whose index modulo 8 is matrix_row: of two
+// matrices side by side (and two below each other), and of four side by side.
+struct ChunkOffsets {
+  unsigned pair[4], four[2];
+
+  __device__ explicit ChunkOffsets(const Lane& lane) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      pair[i] = ((2 * i + lane.matrix / 2) ^ lane.matrix_row) * kChunkBytes;
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) four[i] = ((4 * i + lane.matrix) ^ lane.matrix_row) * kChunkBytes;
+  }
+};
+
+// Shared memory of a block.
+template <int kHeadTiles>
+struct SharedParts {
+  using L = Layout<kHeadTiles>;
+  unsigned queries;        // [heads, width] swizzled
+  unsigned keys;           // [stages, keys, width] swizzled
+  unsigned char* weights;  // BF16 [heads, keys] swizzled
+  float* tile_max;         // [warps, heads]
+  float* tile_sum;         // [key tiles, heads]
+  float* shrinks;          // [heads]
+
+  __device__ SharedParts(unsigned char* bytes, int num_stages) {
+    queries = shared_address(bytes);
+    keys = queries + L::kHeads * kRowBytes;
+    weights = bytes + (L::kHeads + num_stages * kTileKeys) * static_cast<int>(kRowBytes);
+    tile_max = reinterpret_cast<float*>(weights + L::kHeads * kWeightRowBytes);
+    tile_sum = tile_max + L::kKeyWarps * L::kHeads;
+    shrinks = tile_sum + kKeyTiles * L::kHeads;
+  }
+};
+
+// Loads the keys of a split tile by tile, eight of each per warp. Their positions and cached rows
+// are known to the warp's lanes 0 to 7; -1 behind the end. A tile's positions are asked for three
+// tiles ahead and its rows two, and nobody waits. Without arrays: one that is indexed in a loop
+// would keep the whole object in memory until that is unrolled, which costs registers.
+template <bool kFp8>
+class KeyLoader {
+ public:
+  static constexpr int kWarpKeys = kTileKeys / kWarps, kTurns = kWarpKeys + 1;
+
+  // Keys [begin, end) of what is visible to `row`.
+  __device__ KeyLoader(const AttendRowsParams& p, std::int64_t row, const Visible& visible,
+                       int begin, int end, const Lane& lane)
+      : cache_(p.cache.rows),
+        pages_(p.step.latent_pages + p.step.latent_first[row]),
+        visible_(visible),
+        begin_(begin),
+        end_(end),
+        lane_(lane) {
+    found_ = find_row(find_position(0));
+    found_position_ = find_position(1);
+  }
+
+  // In turn `turn` of a tile the warp's key of that number is asked for, and the one before has
+  // come.
+  __device__ void load_key(unsigned stage, int turn, bool wanted) {
+    if constexpr (kFp8) {
+      if (turn > 0) widen_key(stage, turn - 1, wanted);
+      if (turn < kWarpKeys) ask_for_key(turn, wanted);
+    } else if (turn < kWarpKeys) {
+      copy_key(stage, turn, wanted);
+    }
+  }
+  // Once `tile` is loaded: which rows the next one takes.
+  __device__ void find_next(int tile) {
+    found_ = find_row(found_position_);
+    found_position_ = find_position(tile + 2);
+  }
+  __device__ void load_tile(unsigned stage, int tile) {
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) load_key(stage, turn, true);
+    find_next(tile);
+  }
+
+ private:
+  __device__ int find_position(int tile) const {
+    const int i = begin_ + tile * kTileKeys + lane_.warp * kWarpKeys + lane_.matrix_row;
+    const int position = visible_.position(min(i, end_ - 1));
+    return i < end_ ? position : -1;
+  }
+  __device__ int find_row(int position) const {
+    const int at = static_cast<int>(cache_row(pages_, max(position, 0)));
+    return position < 0 ? -1 : at;
+  }
+  // Of the lane's first chunk.
+  __device__ unsigned place_of(unsigned stage, int key) const {
+    return stage + lane_.warp * kWarpKeys * kRowBytes + swizzled(key, lane_.lane, kLatentWidth);
+  }
+  __device__ void copy_key(unsigned stage, int key, bool wanted) const {
+    const int at = __shfl_sync(kAllLanes, found_, key);
+    const bf16* from = static_cast<const bf16*>(cache_.data) + max(at, 0) * cache_.row_stride +
+                       lane_.lane * kChunk;
+    const unsigned to = place_of(stage, key);
+#pragma unroll
+    for (int i = 0; i < kChunks; i += kWarp) {
+      copy_async(to + i * kChunkBytes, from + i * kChunk, at >= 0,
+                 wanted && i + lane_.lane < kChunks);
+    }
+  }
+  // FP8 rows pass through registers: one is asked for, then widened while the next is on its way.
+  __device__ void ask_for_key(int key, bool wanted) {
+    const int at = __shfl_sync(kAllLanes, found_, key);
+    if (wanted) share_.load(cache_, at, lane_.lane);
+  }
+  __device__ void widen_key(unsigned stage, int key, bool wanted) const {
+    if (!wanted) return;
+    const unsigned to = place_of(stage, key);
+    write_16(to, share_.low.widened());
+    write_16(to + kWarp * kChunkBytes, share_.high.widened());
+    if (lane_.lane < kLatentRope / kChunk) write_16(to + 2 * kWarp * kChunkBytes, share_.kept);
+  }
+
+  const TensorView& cache_;
+  const std::int32_t* const pages_;
+  const Visible visible_;
+  const int begin_, end_;
+  const Lane lane_;
+  int found_;           // row of a key of the tile to load next
+  int found_position_;  // of the tile after it
+  Fp8Share share_;
+};
+
+// Which scores a warp computes: those of a tile of heads with some of the keys.
+template <int kHeadTiles>
+struct Place : Lane {
+  using L = Layout<kHeadTiles>;
+  int head_tile, key_warp;
+
+  __device__ explicit Place(const Lane& lane) : Lane(lane) {
+    head_tile = warp / L::kKeyWarps, key_warp = warp % L::kKeyWarps;
+  }
+  // The thread's in either half of a fragment.
+  __device__ int head(int half) const { return head_tile * kMmaM + group + 8 * half; }
+};
+
+// The queries of a warp's heads as fragments: in registers where there is room, otherwise loaded
+// whenever they are asked for.
+template <int kHeadTiles>
+class Queries {
+ public:
+  using Fragment = unsigned[4];
+
+  // Waits for them, if they are to stay.
+  __device__ Queries(unsigned queries, const Place<kHeadTiles>& place, const ChunkOffsets& at)
+      : rows_(queries + (place.head_tile * kMmaM + place.pair_row()) * kRowBytes), at_(at) {
+    if constexpr (kHolds) {
+      wait_for_copies();
+      __syncthreads();
+#pragma unroll
+      for (int k = 0; k < kSteps; ++k) load(k, held_[k]);
+    }
+  }
+  // Step `k` of the dots; `room` may be where it is.
+  __device__ const Fragment& step(int k, Fragment& room) const {
+    if constexpr (kHolds) {
+      return held_[k];
+    } else {
+      load(k, room);
+      return room;
+    }
+  }
+
+ private:
+  static constexpr bool kHolds = Layout<kHeadTiles>::kHoldsQueries;
+  static constexpr int kSteps = kChunks / 2;
+
+  __device__ void load(int k, Fragment& out) const {
+    load_matrices(out, rows_ + k / 4 * 8 * kChunkBytes + at_.pair[k % 4]);
+  }
+
+  const unsigned rows_;
+  const ChunkOffsets at_;
+  Fragment held_[kHolds ? kSteps : 1];
+};
+
+// What a block takes: a group of heads, a split and a row.
+struct Part {
+  int head_begin, split;
+  std::int64_t local_row, row;
+
+  __device__ Part(const AttendLatentParams& a, int heads_per_block)
+      : head_begin(static_cast<int>(blockIdx.x) * heads_per_block),
+        split(static_cast<int>(blockIdx.y)),
+        local_row(blockIdx.z),
+        row(a.row_begin + local_row) {}
+};
+
+// A block's queries, which begin at `row` of a.queries, to `to`; there after wait_for_copies().
+template <int kHeadTiles>
+__device__ void load_queries(const AttendLatentParams& a, std::int64_t row, unsigned to) {
+  for (int i = static_cast<int>(threadIdx.x); i < Layout<kHeadTiles>::kHeads * kChunks;
+       i += kThreads) {
+    const int head = i / kChunks, chunk = i % kChunks;
+    copy_async(to + swizzled(head, chunk, kLatentWidth),
+               a.queries + (row + head) * kLatentWidth + chunk * kChunk);
+  }
+}
+
+template <int kHeadTiles>
+using Scores = float[2][Layout<kHeadTiles>::kWarpKeyTiles][4];  // of even and of odd steps
+template <int kHeadTiles>
+using Sums = float[kHeadTiles][kWarpLatents / kMmaN][4];  // of the warp's latents
+
+// Dots of a tile's keys, even and odd steps of k apart: half as long a chain. The next tile is
+// asked for on the way, if `ahead`.
+template <int kHeadTiles, bool kFp8>
+__device__ void score_tile(const Queries<kHeadTiles>& queries, unsigned tile_keys,
+                           const Place<kHeadTiles>& place, const ChunkOffsets& at,
+                           KeyLoader<kFp8>& loader, unsigned next_stage, bool ahead,
+                           Scores<kHeadTiles>& scores) {
+  using L = Layout<kHeadTiles>;
+  const unsigned key_rows =
+      tile_keys + (place.key_warp * L::kWarpKeyTiles * kMmaN + place.matrix_row) * kRowBytes;
+  static_assert(KeyLoader<kFp8>::kTurns == kChunks / 8);
+#pragma unroll
+  for (int k = 0; k < kChunks; k += 8) {
+    loader.load_key(next_stage, k / 8, ahead);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      unsigned room[2][4];
+      const auto& even = queries.step(k / 2 + 2 * i, room[0]);
+      const auto& odd = queries.step(k / 2 + 2 * i + 1, room[1]);
+#pragma unroll
+      for (int n = 0; n < L::kWarpKeyTiles; ++n) {
+        unsigned b[4];
+        load_matrices(b, key_rows + n * kMmaN * kRowBytes + k * kChunkBytes + at.four[i]);
+        mma(scores[0][n], even, b[0], b[1]);
+        mma(scores[1][n], odd, b[2], b[3]);
+      }
+    }
+  }
+}
+
+// Dots become scores in powers of two, in scores[0]; `begin` is the tile's first key, and there is
+// none from `end` on. Raises `above` to the warp's highest, and leaves that in tile_max.
+template <int kHeadTiles>
+__device__ void close_scores(const SharedParts<kHeadTiles>& shared, const Place<kHeadTiles>& place,
+                             int begin, int end, float scale, Scores<kHeadTiles>& scores,
+                             float (&above)[2]) {
+  using L = Layout<kHeadTiles>;
+#pragma unroll
+  for (int n = 0; n < L::kWarpKeyTiles; ++n) {
+    const int key = begin + (place.key_warp * L::kWarpKeyTiles + n) * kMmaN;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const bool valid = key + 2 * place.member + i % 2 < end;
+      float& score = scores[0][n][i];
+      const float sum = __fadd_rn(score, scores[1][n][i]) * scale;
+      score = valid ? sum : -INFINITY;
+      above[i / 2] = fmaxf(above[i / 2], score);
+    }
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    above[half] = fmaxf(above[half], __shfl_xor_sync(kAllLanes, above[half], 1));
+    above[half] = fmaxf(above[half], __shfl_xor_sync(kAllLanes, above[half], 2));
+    shared.tile_max[place.key_warp * L::kHeads + place.head(half)] = above[half];
+  }
+}
+
+// Raises `highest` to what all warps have left, and leaves what the sums so far shrink by.
+template <int kHeadTiles>
+__device__ void raise_highest(const SharedParts<kHeadTiles>& shared, const Place<kHeadTiles>& place,
+                              float (&above)[2], float (&highest)[2]) {
+  using L = Layout<kHeadTiles>;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int head = place.head(half);
+#pragma unroll
+    for (int w = 0; w < L::kKeyWarps; ++w) {
+      above[half] = fmaxf(above[half], shared.tile_max[w * L::kHeads + head]);
+    }
+    const float shrink = exp2f(highest[half] - above[half]);  // 0 for the first tile
+    highest[half] = above[half];
+    if (place.key_warp == 0) shared.shrinks[head] = shrink;
+  }
+}
+
+// Weights relative to the highest score so far, and their sums of eight.
+template <int kHeadTiles>
+__device__ void weigh_keys(const SharedParts<kHeadTiles>& shared, const Place<kHeadTiles>& place,
+                           const Scores<kHeadTiles>& scores, const float (&highest)[2]) {
+  using L = Layout<kHeadTiles>;
+#pragma unroll
+  for (int n = 0; n < L::kWarpKeyTiles; ++n) {
+    const int key_tile = place.key_warp * L::kWarpKeyTiles + n;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int head = place.head(half);
+      const float low = exp2f(scores[0][n][2 * half] - highest[half]);
+      const float high = exp2f(scores[0][n][2 * half + 1] - highest[half]);
+      *reinterpret_cast<unsigned*>(shared.weights + swizzled(head, key_tile, kTileKeys) +
+                                   4 * place.member) = pack_bf16(low, high);
+      float sum = low + high;
+      sum += __shfl_xor_sync(kAllLanes, sum, 1);
+      sum += __shfl_xor_sync(kAllLanes, sum, 2);
+      shared.tile_sum[key_tile * L::kHeads + head] = sum;
+    }
+  }
+}
+
+// Adds the tile's weights of head `head`.
+template <int kHeadTiles>
+__device__ void add_weights(const SharedParts<kHeadTiles>& shared, int head, float& total) {
+  float s[kKeyTiles];
+#pragma unroll
+  for (int i = 0; i < kKeyTiles; ++i) {
+    s[i] = shared.tile_sum[i * Layout<kHeadTiles>::kHeads + head];
+  }
+  total = total * shared.shrinks[head] +
+          (((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7])));
+}
+
+// Makes the sums so far relative to the highest score with this tile.
+template <int kHeadTiles>
+__device__ void shrink_sums(const float* shrinks, const Lane& lane, Sums<kHeadTiles>& sums) {
+#pragma unroll
+  for (int m = 0; m < kHeadTiles; ++m) {
+    const float factor[2] = {shrinks[m * kMmaM + lane.group], shrinks[m * kMmaM + lane.group + 8]};
+    if (__all_sync(kAllLanes, factor[0] == 1.0f && factor[1] == 1.0f)) continue;
+#pragma unroll
+    for (auto& sum : sums[m]) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[i] *= factor[i / 2];
+    }
+  }
+}
+
+// Adds the weighted latents of a tile.
+template <int kHeadTiles>
+__device__ void add_latents(const SharedParts<kHeadTiles>& shared, unsigned tile_keys,
+                            const Lane& lane, const ChunkOffsets& at, Sums<kHeadTiles>& sums) {
+  const unsigned weight_rows = shared_address(shared.weights) + lane.pair_row() * kWeightRowBytes;
+  const unsigned latents = tile_keys + lane.pair_row() * kRowBytes + lane.warp * kWarpLatents * 2;
+#pragma unroll
+  for (int k = 0; k < kTileKeys / kMmaK; ++k) {
+    unsigned w[kHeadTiles][4];
+#pragma unroll
+    for (int m = 0; m < kHeadTiles; ++m) {
+      load_matrices(w[m], weight_rows + m * kMmaM * kWeightRowBytes + at.pair[k]);
+    }
+#pragma unroll
+    for (int n = 0; n < kWarpLatents / kMmaN; n += 2) {
+      unsigned b[4];
+      load_matrices_transposed(b, latents + k * kMmaK * kRowBytes + at.pair[n / 2]);
+#pragma unroll
+      for (int m = 0; m < kHeadTiles; ++m) {
+        mma(sums[m][n], w[m], b[0], b[1]);
+        mma(sums[m][n + 1], w[m], b[2], b[3]);
+      }
+    }
+  }
+}
+
+// What each head has come to, for all warps: in tile_max and tile_sum.
+template <int kHeadTiles>
+__device__ void share_stats(const SharedParts<kHeadTiles>& shared, const Place<kHeadTiles>& place,
+                            const float (&highest)[2], float total) {
+  if (place.thread < Layout<kHeadTiles>::kHeads) shared.tile_sum[place.thread] = total;
+  if (place.key_warp == 0 && place.member == 0) {
+    shared.tile_max[place.head(0)] = highest[0];
+    shared.tile_max[place.head(1)] = highest[1];
+  }
+}
+
+// The result of the only split takes the place of its queries; others are left to be merged.
+template <int kHeadTiles>
+__device__ void store_sums(const AttendLatentParams& a, const Part& part, std::int64_t query_row,
+                           int num_splits, const SharedParts<kHeadTiles>& shared, const Lane& lane,
+                           const Sums<kHeadTiles>& sums) {
+  const float *highs = shared.tile_max, *totals = shared.tile_sum;
+  const bool only = num_splits == 1 && !a.projection_merges();
+  const std::int64_t split_row =
+      (part.local_row * a.max_splits + part.split) * a.rows.dims.num_heads + part.head_begin;
+  if (!only && lane.thread < Layout<kHeadTiles>::kHeads) {
+    a.split_stats[split_row + lane.thread] = {highs[lane.thread], totals[lane.thread]};
+  }
+  // Read once: stores through them might change `a`, as far as the compiler knows.
+  bf16* const results = a.queries;
+  float* const split_sums = a.split_sums;
+#pragma unroll
+  for (int m = 0; m < kHeadTiles; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int head = m * kMmaM + lane.group + half * 8;
+#pragma unroll
+      for (int n = 0; n < kWarpLatents / kMmaN; ++n) {
+        const int latent = lane.warp * kWarpLatents + n * kMmaN + 2 * lane.member;
+        const float low = sums[m][n][2 * half], high = sums[m][n][2 * half + 1];
+        if (only) {
+          *reinterpret_cast<unsigned*>(results + (query_row + head) * kLatentWidth + latent) =
+              pack_bf16(low / totals[head], high / totals[head]);
+        } else {
+          *reinterpret_cast<float2*>(split_sums + (split_row + head) * kLatentDim + latent) = {
+              low, high};
+        }
+      }
+    }
+  }
+}
+
 // One block per group of heads, split and row. Scores: a warp takes a tile of heads and some keys.
 // Sums: a warp takes all heads and an eighth of the latent.
 template <int kHeadTiles, bool kFp8>
 __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams a, int num_stages) {
   start_next();
   using L = Layout<kHeadTiles>;
-  constexpr unsigned kRowBytes = kLatentWidth * 2, kWeightRowBytes = kTileKeys * 2;
-  constexpr unsigned kStageBytes = kTileKeys * kRowBytes;
   extern __shared__ __align__(16) unsigned char shared_bytes[];
-  const unsigned queries = shared_address(shared_bytes);  // [heads, width] swizzled
-  const unsigned keys = queries + L::kHeads * kRowBytes;  // [stages, keys, width] swizzled
-  const int weights_at = (L::kHeads + num_stages * kTileKeys) * static_cast<int>(kRowBytes);
-  unsigned char* weights = shared_bytes + weights_at;  // BF16 [heads, keys] swizzled
-  auto* tile_max =
-      reinterpret_cast<float*>(weights + L::kHeads * kWeightRowBytes);  // [warps, heads]
-  float* tile_sum = tile_max + L::kKeyWarps * L::kHeads;                // [key tiles, heads]
-  float* shrinks = tile_sum + kKeyTiles * L::kHeads;                    // [heads]
-  const AttendRowsParams& p = a.rows;
-  const int head_begin = static_cast<int>(blockIdx.x) * L::kHeads;
-  const int split = static_cast<int>(blockIdx.y);
-  const std::int64_t local_row = blockIdx.z, row = a.row_begin + local_row;
+  const SharedParts<kHeadTiles> shared(shared_bytes, num_stages);
+  const Part part(a, L::kHeads);
   wait_for_previous();
-  const Visible visible = visible_to(p, row);
+  const Visible visible = visible_to(a.rows, part.row);
   const Splits splits = splits_of(visible.count, a);
-  const int begin = split * splits.keys, end = min(begin + splits.keys, visible.count);
+  const int begin = part.split * splits.keys, end = min(begin + splits.keys, visible.count);
   if (begin >= end) return;
   const int num_tiles = (end - begin + kTileKeys - 1) / kTileKeys;
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
-  const int group = lane / 4, member = lane % 4;       // as in fragments
-  const int matrix = lane / 8, matrix_row = lane % 8;  // as in load_matrices
-  const std::int64_t scratch_row = local_row * p.dims.num_heads + head_begin;
+  const Lane lane;
+  const std::int64_t query_row = part.local_row * a.rows.dims.num_heads + part.head_begin;
+  KeyLoader<kFp8> loader(a.rows, part.row, visible, begin, end, lane);
+  load_queries<kHeadTiles>(a, query_row, shared.queries);
+  loader.load_tile(shared.keys, 0);
 
-  // Positions and cached rows of a tile: eight per warp, known to its lanes 0 to 7; -1 behind the
-  // end. A tile's positions are asked for three tiles ahead and its rows two, and nobody waits.
-  const std::int32_t* pages = p.step.latent_pages + p.step.latent_first[row];
-  const auto find_positions = [&](int tile) {
-    const int i = begin + tile * kTileKeys + warp * 8 + matrix_row;
-    const int position = visible.position(min(i, end - 1));
-    return i < end ? position : -1;
-  };
-  const auto find_rows = [&](int position) {
-    const int at = static_cast<int>(cache_row(pages, max(position, 0)));
-    return position < 0 ? -1 : at;
-  };
-  int found = find_rows(find_positions(0));  // of the tile to load next
-  int found_positions = find_positions(1);   // of the one after it
-  const auto find_next = [&](int tile) {
-    found = find_rows(found_positions);
-    found_positions = find_positions(tile + 2);
-  };
-  const auto place_of = [&](unsigned stage, int key) {  // of the lane's first chunk
-    return stage + warp * 8 * kRowBytes + swizzled(key, lane, kLatentWidth);
-  };
-  const auto copy_key = [&](unsigned stage, int key, bool wanted) {
-    const int at = __shfl_sync(kAllLanes, found, key);
-    const TensorView& rows = p.cache.rows;
-    const bf16* from =
-        static_cast<const bf16*>(rows.data) + max(at, 0) * rows.row_stride + lane * kChunk;
-    const unsigned to = place_of(stage, key);
-#pragma unroll
-    for (int i = 0; i < kChunks; i += kWarp) {
-      copy_async(to + i * kChunkBytes, from + i * kChunk, at >= 0, wanted && i + lane < kChunks);
-    }
-  };
-  // FP8 rows pass through registers: one is asked for, then widened while the next is on its way.
-  Fp8Share share;
-  const auto ask_for_key = [&](int key, bool wanted) {
-    const int at = __shfl_sync(kAllLanes, found, key);
-    if (wanted) share.load(p.cache.rows, at, lane);
-  };
-  const auto widen_key = [&](unsigned stage, int key, bool wanted) {
-    if (!wanted) return;
-    const unsigned to = place_of(stage, key);
-    write_16(to, widen_codes(share.codes[0], share.scales[0]));
-    write_16(to + kWarp * kChunkBytes, widen_codes(share.codes[1], share.scales[1]));
-    if (lane < kLatentRope / kChunk) write_16(to + 2 * kWarp * kChunkBytes, share.kept);
-  };
-  // Turn `turn` of nine: the key of that number is asked for, and the one before has come.
-  const auto load_key = [&](unsigned stage, int turn, bool wanted) {
-    if constexpr (kFp8) {
-      if (turn > 0) widen_key(stage, turn - 1, wanted);
-      if (turn < 8) ask_for_key(turn, wanted);
-    } else {
-      if (turn < 8) copy_key(stage, turn, wanted);
-    }
-  };
-  const auto load_tile = [&](int tile) {
-#pragma unroll
-    for (int turn = 0; turn < 9; ++turn) load_key(keys, turn, true);
-    find_next(tile);
-  };
-  for (int i = thread; i < L::kHeads * kChunks; i += kThreads) {
-    const int head = i / kChunks, chunk = i % kChunks;
-    copy_async(queries + swizzled(head, chunk, kLatentWidth),
-               a.queries + (scratch_row + head) * kLatentWidth + chunk * kChunk);
-  }
-  load_tile(0);
-
-  // Byte offsets of chunks within eight, for rows whose index modulo 8 is matrix_row: of two
-  // matrices side by side (and two below each other), and of four side by side.
-  unsigned pair_at[4], four_at[2];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) pair_at[i] = ((2 * i + matrix / 2) ^ matrix_row) * kChunkBytes;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) four_at[i] = ((4 * i + matrix) ^ matrix_row) * kChunkBytes;
-  const int pair_row = matrix % 2 * 8 + matrix_row;
-  const int head_tile = warp / L::kKeyWarps, key_warp = warp % L::kKeyWarps;
-  const int head_of_half[2] = {head_tile * kMmaM + group, head_tile * kMmaM + group + 8};
-  const unsigned query_rows = queries + (head_tile * kMmaM + pair_row) * kRowBytes;
-  constexpr int kHeld = L::kHoldsQueries ? kChunks / 2 : 1;
-  unsigned held[kHeld][4];
-  if constexpr (L::kHoldsQueries) {
-    wait_for_copies();
-    __syncthreads();
-#pragma unroll
-    for (int k = 0; k < kHeld; ++k) {
-      load_matrices(held[k], query_rows + k / 4 * 8 * kChunkBytes + pair_at[k % 4]);
-    }
-  }
-  const unsigned weight_rows = shared_address(weights) + pair_row * kWeightRowBytes;
-  const float scale = p.dims.softmax_scale * kLog2E;
+  const ChunkOffsets at(lane);
+  const Place<kHeadTiles> place(lane);
+  const Queries<kHeadTiles> queries(shared.queries, place, at);
+  const float scale = a.rows.dims.softmax_scale * kLog2E;
   float highest[2] = {-INFINITY, -INFINITY};  // of the warp's heads, in powers of two
   float total = 0.0f;                         // of head `thread`
-  float sums[kHeadTiles][kWarpLatents / kMmaN][4] = {};
+  Sums<kHeadTiles> sums = {};
   unsigned stage_at = 0;
   for (int tile = 0; tile < num_tiles; ++tile) {
     wait_for_copies();
     __syncthreads();
     const bool ahead = num_stages > 1 && tile + 1 < num_tiles;
-    const unsigned tile_keys = keys + stage_at, other_keys = keys + (kStageBytes - stage_at);
+    const unsigned tile_keys = shared.keys + stage_at;
+    const unsigned other_keys = shared.keys + (kStageBytes - stage_at);
 
-    // 1. Scores, even and odd steps of k apart: half as long a chain. The next tile is asked for
-    // on the way.
-    float scores[2][L::kWarpKeyTiles][4] = {};
-    const unsigned key_rows =
-        tile_keys + (key_warp * L::kWarpKeyTiles * kMmaN + matrix_row) * kRowBytes;
-#pragma unroll
-    for (int k = 0; k < kChunks; k += 8) {
-      load_key(other_keys, k / 8, ahead);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        unsigned loaded[2][4];
-        if constexpr (!L::kHoldsQueries) {
-          load_matrices(loaded[0], query_rows + k * kChunkBytes + pair_at[2 * i]);
-          load_matrices(loaded[1], query_rows + k * kChunkBytes + pair_at[2 * i + 1]);
-        }
-        const auto& even = L::kHoldsQueries ? held[(k / 2 + 2 * i) % kHeld] : loaded[0];
-        const auto& odd = L::kHoldsQueries ? held[(k / 2 + 2 * i + 1) % kHeld] : loaded[1];
-#pragma unroll
-        for (int n = 0; n < L::kWarpKeyTiles; ++n) {
-          unsigned b[4];
-          load_matrices(b, key_rows + n * kMmaN * kRowBytes + k * kChunkBytes + four_at[i]);
-          mma(scores[0][n], even, b[0], b[1]);
-          mma(scores[1][n], odd, b[2], b[3]);
-        }
-      }
-    }
-    if (num_stages > 1) find_next(tile + 1);
+    // 1. Scores. The next tile is asked for on the way.
+    Scores<kHeadTiles> scores = {};
+    score_tile(queries, tile_keys, place, at, loader, other_keys, ahead, scores);
+    if (num_stages > 1) loader.find_next(tile + 1);
     float above[2] = {highest[0], highest[1]};
-#pragma unroll
-    for (int n = 0; n < L::kWarpKeyTiles; ++n) {
-      const int key = begin + tile * kTileKeys + (key_warp * L::kWarpKeyTiles + n) * kMmaN;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const bool valid = key + 2 * member + i % 2 < end;
-        float& score = scores[0][n][i];
-        const float sum = __fadd_rn(score, scores[1][n][i]) * scale;
-        score = valid ? sum : -INFINITY;
-        above[i / 2] = fmaxf(above[i / 2], score);
-      }
-    }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      above[half] = fmaxf(above[half], __shfl_xor_sync(kAllLanes, above[half], 1));
-      above[half] = fmaxf(above[half], __shfl_xor_sync(kAllLanes, above[half], 2));
-      tile_max[key_warp * L::kHeads + head_of_half[half]] = above[half];
-    }
+    close_scores(shared, place, begin + tile * kTileKeys, end, scale, scores, above);
     __syncthreads();
 
     // 2. Weights relative to the highest score so far.
-    float shrink[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int w = 0; w < L::kKeyWarps; ++w) {
-        above[half] = fmaxf(above[half], tile_max[w * L::kHeads + head_of_half[half]]);
-      }
-      shrink[half] = exp2f(highest[half] - above[half]);  // 0 for the first tile
-      highest[half] = above[half];
-      if (key_warp == 0) shrinks[head_of_half[half]] = shrink[half];
-    }
-#pragma unroll
-    for (int n = 0; n < L::kWarpKeyTiles; ++n) {
-      const int key_tile = key_warp * L::kWarpKeyTiles + n;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int head = head_of_half[half];
-        const float low = exp2f(scores[0][n][2 * half] - highest[half]);
-        const float high = exp2f(scores[0][n][2 * half + 1] - highest[half]);
-        *reinterpret_cast<unsigned*>(weights + swizzled(head, key_tile, kTileKeys) + 4 * member) =
-            pack_bf16(low, high);
-        float sum = low + high;
-        sum += __shfl_xor_sync(kAllLanes, sum, 1);
-        sum += __shfl_xor_sync(kAllLanes, sum, 2);
-        tile_sum[key_tile * L::kHeads + head] = sum;
-      }
-    }
+    raise_highest(shared, place, above, highest);
+    weigh_keys(shared, place, scores, highest);
     __syncthreads();
 
     // 3. The weighted sum of latents.
-    if (thread < L::kHeads) {
-      float s[kKeyTiles];
-#pragma unroll
-      for (int i = 0; i < kKeyTiles; ++i) s[i] = tile_sum[i * L::kHeads + thread];
-      total = total * shrinks[thread] +
-              (((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7])));
-    }
-#pragma unroll
-    for (int m = 0; m < kHeadTiles; ++m) {
-      const float factor[2] = {shrinks[m * kMmaM + group], shrinks[m * kMmaM + group + 8]};
-      if (__all_sync(kAllLanes, factor[0] == 1.0f && factor[1] == 1.0f)) continue;
-#pragma unroll
-      for (auto& sum : sums[m]) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) sum[i] *= factor[i / 2];
-      }
-    }
-    const unsigned latents = tile_keys + pair_row * kRowBytes + warp * kWarpLatents * 2;
-#pragma unroll
-    for (int k = 0; k < kTileKeys / kMmaK; ++k) {
-      unsigned w[kHeadTiles][4];
-#pragma unroll
-      for (int m = 0; m < kHeadTiles; ++m) {
-        load_matrices(w[m], weight_rows + m * kMmaM * kWeightRowBytes + pair_at[k]);
-      }
-#pragma unroll
-      for (int n = 0; n < kWarpLatents / kMmaN; n += 2) {
-        unsigned b[4];
-        load_matrices_transposed(b, latents + k * kMmaK * kRowBytes + pair_at[n / 2]);
-#pragma unroll
-        for (int m = 0; m < kHeadTiles; ++m) {
-          mma(sums[m][n], w[m], b[0], b[1]);
-          mma(sums[m][n + 1], w[m], b[2], b[3]);
-        }
-      }
-    }
+    if (lane.thread < L::kHeads) add_weights(shared, lane.thread, total);
+    shrink_sums(shared.shrinks, lane, sums);
+    add_latents(shared, tile_keys, lane, at, sums);
     if (num_stages == 1 && tile + 1 < num_tiles) {
       __syncthreads();
-      load_tile(tile + 1);
+      loader.load_tile(shared.keys, tile + 1);
     }
     if (num_stages > 1) stage_at = kStageBytes - stage_at;
   }
 
-  // 4. The result of the only split takes the place of its queries; others are left to be merged.
+  // 4. The results.
   __syncthreads();
-  float* highs = tile_max;
-  float* totals = tile_sum;
-  if (thread < L::kHeads) totals[thread] = total;
-  if (key_warp == 0 && member == 0) {
-    highs[head_of_half[0]] = highest[0];
-    highs[head_of_half[1]] = highest[1];
-  }
+  share_stats(shared, place, highest, total);
   __syncthreads();
-  const bool only = splits.count == 1 && !a.projection_merges();
-  const std::int64_t split_row = (local_row * a.max_splits + split) * p.dims.num_heads + head_begin;
-  if (!only && thread < L::kHeads) {
-    a.split_stats[split_row + thread] = {highs[thread], totals[thread]};
-  }
-#pragma unroll
-  for (int m = 0; m < kHeadTiles; ++m) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int head = m * kMmaM + group + half * 8;
-#pragma unroll
-      for (int n = 0; n < kWarpLatents / kMmaN; ++n) {
-        const int latent = warp * kWarpLatents + n * kMmaN + 2 * member;
-        const float low = sums[m][n][2 * half], high = sums[m][n][2 * half + 1];
-        if (only) {
-          *reinterpret_cast<unsigned*>(a.queries + (scratch_row + head) * kLatentWidth + latent) =
-              pack_bf16(low / totals[head], high / totals[head]);
-        } else {
-          *reinterpret_cast<float2*>(a.split_sums + (split_row + head) * kLatentDim + latent) = {
-              low, high};
-        }
-      }
-    }
-  }
+  store_sums(a, part, query_row, splits.count, shared, lane, sums);
 }
 
 // One block per head and row: its splits, in order.
