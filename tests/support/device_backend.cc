@@ -19,7 +19,7 @@ Tensor renamed(Tensor tensor, DeviceId device) {
 
 }  // namespace
 
-TensorView DeviceBackend::here(TensorView view) const {
+TensorView DeviceBackend::inner_view(TensorView view) const {
   if (view.empty()) return view;
   CHECK(view.device == device_, "memory of device {} on device {}", view.device.index,
         device_.index);
@@ -27,7 +27,7 @@ TensorView DeviceBackend::here(TensorView view) const {
   return view;
 }
 
-QuantView DeviceBackend::here(QuantView view) {
+QuantView DeviceBackend::inner_weights(QuantView view) const {
   if (view.payload == nullptr) return view;
   CHECK(view.device == device_ || view.device == kHost, "weights of device {} on device {}",
         view.device.index, device_.index);
@@ -36,12 +36,12 @@ QuantView DeviceBackend::here(QuantView view) {
 }
 
 Result<Tensor> DeviceBackend::allocate(DType dtype, std::int64_t rows, std::int64_t cols) {
-  ASSIGN_OR_RETURN(Tensor tensor, inner_->allocate(dtype, rows, cols));
+  ASSIGN_OR_RETURN(Tensor tensor, ForwardingBackend::allocate(dtype, rows, cols));
   return renamed(std::move(tensor), device_);
 }
 
 Result<Tensor> DeviceBackend::adopt_vector(const TensorView& host) {
-  ASSIGN_OR_RETURN(Tensor tensor, inner_->adopt_vector(host));
+  ASSIGN_OR_RETURN(Tensor tensor, ForwardingBackend::adopt_vector(host));
   return renamed(std::move(tensor), device_);
 }
 
@@ -49,115 +49,28 @@ void DeviceBackend::wait_for(Backend& other, Event event) {
   while (!other.done(event)) std::this_thread::yield();
 }
 
-void DeviceBackend::copy_in(const TensorView& dst, const void* src) {
-  inner_->copy_in(here(dst), src);
-}
-void DeviceBackend::copy_out(void* dst, const TensorView& src) { inner_->copy_out(dst, here(src)); }
 void DeviceBackend::copy(const TensorView& dst, const TensorView& src) {
   CHECK(src.device != kHost, "copy() from the host to device {}", device_.index);
   TensorView from = src;  // of any device
   from.device = kHost;
-  inner_->copy(here(dst), from);
-}
-
-void DeviceBackend::embed(const StepView& step, const BackendWeight& table, TensorView out) {
-  inner_->embed(step, table, here(out));
-}
-void DeviceBackend::linear(const StepView& step, const BackendWeight& weight, TensorView x,
-                           TensorView y) {
-  inner_->linear(step, weight, here(x), here(y));
-}
-void DeviceBackend::linears(const StepView& step, std::span<const LinearOutput> outputs,
-                            TensorView x) {
-  std::vector<LinearOutput> inner(outputs.begin(), outputs.end());
-  for (LinearOutput& output : inner) output.y = here(output.y);
-  inner_->linears(step, inner, here(x));
-}
-void DeviceBackend::logits(const StepView& step, const BackendWeight& head, TensorView x,
-                           TensorView y) {
-  inner_->logits(step, head, here(x), here(y));
-}
-void DeviceBackend::gather_logit_rows(const StepView& step, TensorView x, TensorView out) {
-  inner_->gather_logit_rows(step, here(x), here(out));
-}
-void DeviceBackend::rms_norm(const StepView& step, TensorView x, TensorView weight, float eps,
-                             TensorView out) {
-  inner_->rms_norm(step, here(x), here(weight), eps, here(out));
-}
-void DeviceBackend::add_rms_norm(const StepView& step, TensorView h, TensorView residual,
-                                 bool first, TensorView weight, float eps, TensorView out) {
-  inner_->add_rms_norm(step, here(h), here(residual), first, here(weight), eps, here(out));
-}
-void DeviceBackend::layer_norm(const StepView& step, TensorView x, TensorView weight,
-                               TensorView bias, float eps) {
-  inner_->layer_norm(step, here(x), here(weight), here(bias), eps);
-}
-void DeviceBackend::rope(const StepView& step, TensorView x, int num_heads, int head_stride,
-                         int offset, int rope_dim, RopeStyle style) {
-  inner_->rope(step, here(x), num_heads, head_stride, offset, rope_dim, style);
-}
-void DeviceBackend::scale(const StepView& step, TensorView x, float factor) {
-  inner_->scale(step, here(x), factor);
-}
-void DeviceBackend::append_latent(const StepView& step, TensorView x, KvLayer dst) {
-  inner_->append_latent(step, here(x), here(dst));
-}
-void DeviceBackend::append_index_key(const StepView& step, TensorView x, KvLayer dst) {
-  inner_->append_index_key(step, here(x), here(dst));
-}
-void DeviceBackend::select(const StepView& step, const SelectParams& params) {
-  inner_->select(step, {params.dims, here(params.queries), here(params.weights), here(params.keys),
-                        here(params.out)});
-}
-
-void DeviceBackend::attend(const StepView& step, const AttendParams& params) {
-  AttendParams inner = params;
-  Selection selection;
-  if (params.selection != nullptr) {
-    selection = here(*params.selection);
-    inner.selection = &selection;
-  }
-  inner.queries = here(params.queries);
-  inner.latents = here(params.latents);
-  inner.out = here(params.out);
-  inner_->attend(step, inner);
-}
-
-void DeviceBackend::silu_mul(const StepView& step, TensorView gate, TensorView up, TensorView out) {
-  inner_->silu_mul(step, here(gate), here(up), here(out));
-}
-
-void DeviceBackend::route(const StepView& step, const RouteParams& params) {
-  RouteParams inner = params;
-  inner.logits = here(params.logits);
-  inner.bias = here(params.bias);
-  inner_->route(step, inner);
+  inner().copy(inner_view(dst), from);
 }
 
 void DeviceBackend::experts(const StepView& step, const ExpertParams& params) {
-  parts_.clear();
+  std::vector<ExpertPart> parts;
   for (const ExpertPart& part : params.parts) {
-    for (int i = 0; i < part.num_blocks; ++i) parts_.push_back(part.block_at(i));
+    for (int i = 0; i < part.num_blocks; ++i) parts.push_back(part.block_at(i));
   }
-  for (ExpertPart& part : parts_) {
+  for (ExpertPart& part : parts) {
     CHECK(part.site == device_, "a part for device {} on device {}", part.site.index,
           device_.index);
     ++num_parts_;
     if (part.device() == kHost) ++num_uploaded_parts_;
-    part.gate = here(part.gate);
-    part.up = here(part.up);
-    part.down = here(part.down);
+    part.gate = inner_weights(part.gate);
+    part.up = inner_weights(part.up);
+    part.down = inner_weights(part.down);
   }
-  inner_->experts(step,
-                  {here(params.x), here(params.hidden), here(params.out), params.uses, parts_});
-}
-
-void DeviceBackend::combine(const StepView& step, const CombineParams& params) {
-  CombineParams inner = params;
-  inner.expert_out = here(params.expert_out);
-  inner.shared = here(params.shared);
-  inner.out = here(params.out);
-  inner_->combine(step, inner);
+  ForwardingBackend::experts(step, {params.x, params.hidden, params.out, params.uses, parts});
 }
 
 ExpertCosts some_costs(int num_devices) {
