@@ -4,9 +4,8 @@
 #include <chrono>
 #include <thread>
 
-#include "tests/gpu/cuda_test.h"
+#include "tests/gpu/decode_run.h"
 #include "tests/support/published_configs.h"
-#include "tests/support/tiny_engine.h"
 
 namespace stoker {
 namespace {
@@ -14,67 +13,19 @@ namespace {
 using test::kTinyRunner;
 using test::random_tokens;
 using test::TinyEngine;
-using test::TinyPaging;
-using Rows = std::vector<std::vector<float>>;
 
 // Of a step of a tiny model.
 constexpr int kPartsPerStep = 1 + 3;
 
 class CudaGraphs : public CudaTest {
  protected:
-  // An engine, its backend, and sequences that tests decode.
-  struct Run {
-    const Backend* backend = nullptr;
-    std::unique_ptr<TinyEngine> engine;
-    std::vector<KvSequence> sequences;
+  using Run = DecodeRun;
 
-    Runner& runner() { return engine->runner(); }
-    int num_graphs() const { return cuda_graphs_held(*backend); }
-    TokenId token(int i) const { return (5 * i + 3) % engine->config().vocab_size; }
-
-    void start(std::initializer_list<int> prompt_lengths) {
-      for (const int length : prompt_lengths) {
-        sequences.push_back(engine->sequence());
-        const auto prompt = random_tokens(length, engine->config().vocab_size, 60);
-        for (std::size_t at = 0; at < prompt.size();) {
-          const std::size_t count = std::min<std::size_t>(prompt.size() - at, 100);
-          engine->feed(sequences.back(), std::span(prompt).subspan(at, count), Purpose::kPrefill,
-                       Logits::kNone);
-          at += count;
-        }
-      }
-    }
-    // One row of each of some sequences.
-    Result<Rows> try_step(std::initializer_list<int> which, int i, StepHooks* hooks = nullptr) {
-      std::vector<Segment> segments;
-      std::vector<TokenId> tokens;
-      for (const int s : which) {
-        segments.push_back({&sequences[static_cast<std::size_t>(s)],
-                            static_cast<int>(tokens.size()), 1, Purpose::kDecode, Logits::kLast});
-        tokens.push_back(token(i + s));
-      }
-      ASSIGN_OR_RETURN(const ForwardPtr forward, runner().run({tokens, segments, hooks}));
-      return TinyEngine::rows_of(*forward);
-    }
-    void step(Rows& to, std::initializer_list<int> which, int i, StepHooks* hooks = nullptr) {
-      Result<Rows> rows = try_step(which, i, hooks);
-      ASSERT_TRUE(rows.ok()) << rows.error().message();
-      to.insert(to.end(), rows->begin(), rows->end());
-    }
-  };
-
-  static Run run_with(CudaBackendOptions options, const std::string& config) {
-    Run run;
-    auto backend = make_backend(options);
-    run.backend = backend.get();
-    TinyPaging paging;
-    paging.manager.site = backend->device();
+  static Run run_with(const CudaBackendOptions& options, const std::string& config) {
+    ExpertManagerOptions manager;
     // So that experts are looked ahead for, always: few enough are here.
-    paging.num_slots = 24;
-    paging.manager.prefetch.adaptive = false;
-    run.engine =
-        std::make_unique<TinyEngine>(config, std::move(backend), kTinyRunner, nullptr, paging);
-    return run;
+    manager.prefetch.adaptive = false;
+    return {make_backend(options), config, manager};
   }
   // What `scenario` gives with and without graphs.
   template <typename F>
@@ -86,8 +37,7 @@ class CudaGraphs : public CudaTest {
     Rows expected, got;
     scenario(plain, expected);
     scenario(graphs, got);
-    ASSERT_EQ(got.size(), expected.size());
-    for (std::size_t i = 0; i < got.size(); ++i) ASSERT_EQ(got[i], expected[i]) << "row " << i;
+    expect_same_rows(got, expected);
     EXPECT_EQ(plain.num_graphs(), 0);
     EXPECT_GE(graphs.num_graphs(), kPartsPerStep);
     EXPECT_LE(graphs.num_graphs(), options.most_graphs);
