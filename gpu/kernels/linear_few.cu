@@ -275,7 +275,7 @@ void check_output(const LinearFewOutput& output, const TensorView& x, QuantForma
         x.rows, x.cols, w.rows, w.cols, y.rows, y.cols);
 }
 
-// Matrices that are cut, each as if it were alone.
+// Matrices that are cut.
 Status launch_cut(const LinearFewParams& params, const Stream& stream) {
   const TensorView& x = params.x;
   Plan plan{};

@@ -320,6 +320,71 @@ __device__ inline TileSpot tile_spot() {
   return {thread % kRows, thread / kRows % kMatrices, thread / (kMatrices * kRows)};
 }
 
+// What closing a pass takes, in shared memory: sums [kMatrices][kInputs][slices][16] and scales
+// [kMatrices][slices][16].
+template <QuantFormat kFormat, int kInputs, int kMatrices>
+struct ClosedLater {
+  static constexpr bool kHasScales = QuantSpec{kFormat}.has_scales();
+  float *sums, *scales;
+  int slices;
+
+  __device__ ClosedLater(std::byte* shared, int num_slices)
+      : sums(reinterpret_cast<float*>(shared)),
+        scales(sums + kMatrices * kInputs * num_slices * quant::kTileRows),
+        slices(num_slices) {}
+  __device__ std::byte* end() const {
+    return reinterpret_cast<std::byte*>(scales + kMatrices * slices * quant::kTileRows);
+  }
+  __device__ float* sums_of(int matrix, int input) const {
+    return sums + (matrix * kInputs + input) * slices * quant::kTileRows;
+  }
+  __device__ float* scales_of(int matrix) const {
+    return scales + matrix * slices * quant::kTileRows;
+  }
+
+  // Four rows of a slice, from `at` on.
+  __device__ void store(int matrix, int at, const float (&partial)[kInputs][kRowsPerThread][4],
+                        const float4& scale) const {
+    if constexpr (kHasScales) *reinterpret_cast<float4*>(scales_of(matrix) + at) = scale;
+#pragma unroll
+    for (int i = 0; i < kInputs; ++i) {
+      float sum[kRowsPerThread];
+#pragma unroll
+      for (int r = 0; r < kRowsPerThread; ++r) {
+        const float(&p)[4] = partial[i][r];
+        sum[r] = __fadd_rn(__fadd_rn(p[0], p[1]), __fadd_rn(p[2], p[3]));
+      }
+      *reinterpret_cast<float4*>(sums_of(matrix, i) + at) = {sum[0], sum[1], sum[2], sum[3]};
+    }
+  }
+  // Adds the groups of the first `count` slices in order.
+  __device__ void close(const TileSpot& spot, int count, float& dot) const {
+    const float* const mine = sums_of(spot.matrix, spot.input) + spot.row;
+    const float* const my_scales = scales_of(spot.matrix) + spot.row;
+#pragma unroll 8
+    for (int g = 0; g < count; ++g) {
+      const float scale = kHasScales ? my_scales[g * quant::kTileRows] : 1.0f;
+      dot = quant::fma_defined(mine[g * quant::kTileRows], scale, dot);
+    }
+  }
+};
+
+// Adds the products of the ring's next group, of `num_cols` columns.
+template <QuantFormat kFormat, int kInputs, typename Staged, typename Ring>
+__device__ inline void add_group(Ring& ring, int num_cols, const Staged* staged, int input_stride,
+                                 float (&partial)[kInputs][kRowsPerThread][4]) {
+  constexpr int kBatchCols = kBatchTurns * kPerWord<kFormat>;
+  for (int left = num_cols; left > 0; left -= kBatchCols, staged += kBatchCols) {
+    ring.pop();
+    ring.push();
+    if (left >= kBatchCols) {
+      add_batch<kFormat, kInputs, true>(ring, left, staged, input_stride, partial);
+    } else {
+      add_batch<kFormat, kInputs, false>(ring, left, staged, input_stride, partial);
+    }
+  }
+}
+
 // The dots of tiles [tile_begin, tile_end) of kMatrices matrices of one shape with kInputs rows:
 // emit(spot, tile, dots) is called by the threads that hold them: those whose spot has the first
 // matrix and an input below kInputs. `shared` takes tile_plan()'s bytes. Asks for the first
@@ -329,29 +394,25 @@ __device__ void tile_dots(const QuantView* const (&matrices)[kMatrices], std::in
                           std::int64_t tile_end, const X* const (&inputs)[kInputs], bool aligned,
                           int slices, std::byte* shared, Emit&& emit) {
   using Staged = StagedInput<kFormat, X, kInputs>;
-  constexpr int kRows = quant::kTileRows;
-  static_assert(kMatrices <= 2);
+  static_assert(kMatrices == 1 || (kMatrices == 2 && 2 * quant::kTileRows == 32));  // of a warp
   const QuantView& shape = *matrices[0];
   const int group_cols = shape.spec.group;
   const quant::Tile16 tile{shape.rows, shape.cols, QuantSpec{kFormat, group_cols}};
   const int num_groups = static_cast<int>(tile.num_groups());
-  const int quad = static_cast<int>(threadIdx.x) % kQuads;
   const int slice = static_cast<int>(threadIdx.x) / kQuads;
+  const int row = static_cast<int>(threadIdx.x) % kQuads * kRowsPerThread;  // the first of four
   const TileSpot spot = tile_spot<kMatrices>();
-  // Shared: the ring, sums [kMatrices][kInputs][slices][16], scales [kMatrices][slices][16],
-  // inputs.
+  // Shared memory: the ring, what is closed later, inputs.
   WeightRing<kFormat, kMatrices> ring(matrices, tile, tile_begin * quant::kTileRows,
                                       static_cast<int>(tile_end - tile_begin), slices, shared);
-  auto* const sums = reinterpret_cast<float*>(shared + blockDim.x * kRingBytes);
-  float* const scales = sums + kMatrices * kInputs * slices * quant::kTileRows;
+  const ClosedLater<kFormat, kInputs, kMatrices> closed(shared + blockDim.x * kRingBytes, slices);
   const int input_stride = slices * group_stride<Staged>(group_cols);
-  Staged* const staged = reinterpret_cast<Staged*>(scales + kMatrices * slices * quant::kTileRows) +
-                         slice * group_stride<Staged>(group_cols);
+  Staged* const staged =
+      reinterpret_cast<Staged*>(closed.end()) + slice * group_stride<Staged>(group_cols);
   wait_for_previous();
   for (std::int64_t tile_idx = tile_begin; tile_idx < tile_end; ++tile_idx) {
     float dot = 0.0f;  // of the spot
-    const std::int64_t first_scale =
-        tile.scale_index(tile_idx * quant::kTileRows + quad * kRowsPerThread, 0);
+    const std::int64_t first_scale = tile.scale_index(tile_idx * quant::kTileRows + row, 0);
     for (int first = 0; first < num_groups; first += slices) {
       const int count = num_groups - first < slices ? num_groups - first : slices;
       const int group = first + slice;
@@ -377,57 +438,19 @@ __device__ void tile_dots(const QuantView* const (&matrices)[kMatrices], std::in
             scale = load_scales<kFormat>(m == 0 ? *matrices[0] : *matrices[kMatrices - 1],
                                          first_scale + group * kScaleStep<kFormat>);
           }
-          constexpr int kBatchCols = kBatchTurns * kPerWord<kFormat>;
-          const Staged* inputs_of_batch = staged;
-          for (int left = num_cols; left > 0; left -= kBatchCols) {
-            ring.pop();
-            ring.push();
-            if (left >= kBatchCols) {
-              add_batch<kFormat, kInputs, true>(ring, left, inputs_of_batch, input_stride, partial);
-            } else {
-              add_batch<kFormat, kInputs, false>(ring, left, inputs_of_batch, input_stride,
-                                                 partial);
-            }
-            inputs_of_batch += kBatchCols;
-          }
+          add_group<kFormat, kInputs>(ring, num_cols, staged, input_stride, partial);
         }
         if (m == 0) __syncthreads();  // the groups before are closed
-        if (!has_group) continue;
-        const int at = (m * slices + slice) * quant::kTileRows + quad * kRowsPerThread;
-        if constexpr (QuantSpec{kFormat}.has_scales()) {
-          *reinterpret_cast<float4*>(scales + at) = scale;
-        }
-#pragma unroll
-        for (int i = 0; i < kInputs; ++i) {
-          float sum[kRowsPerThread];
-#pragma unroll
-          for (int r = 0; r < kRowsPerThread; ++r) {
-            const float(&p)[4] = partial[i][r];
-            sum[r] = __fadd_rn(__fadd_rn(p[0], p[1]), __fadd_rn(p[2], p[3]));
-          }
-          *reinterpret_cast<float4*>(sums +
-                                     ((m * kInputs + i) * slices + slice) * quant::kTileRows +
-                                     quad * kRowsPerThread) = {sum[0], sum[1], sum[2], sum[3]};
-        }
+        if (has_group) closed.store(m, slice * quant::kTileRows + row, partial, scale);
       }
       __syncthreads();
       // 3. The groups in order.
-      if (spot.input < kInputs) {
-        const float* const mine = sums + (spot.matrix * kInputs + spot.input) * slices * kRows;
-        const float* const my_scales = scales + spot.matrix * slices * kRows;
-#pragma unroll 8
-        for (int g = 0; g < count; ++g) {
-          float scale = 1.0f;
-          if constexpr (QuantSpec{kFormat}.has_scales()) scale = my_scales[g * kRows + spot.row];
-          dot = quant::fma_defined(mine[g * kRows + spot.row], scale, dot);
-        }
-      }
+      if (spot.input < kInputs) closed.close(spot, count, dot);
     }
     if (spot.input >= kInputs) continue;
     float dots[kMatrices] = {dot};
-    if constexpr (kMatrices == 2) {  // both in one warp
-      static_assert(2 * kRows == 32);
-      dots[1] = __shfl_down_sync(0xffffffffu, dot, kRows);
+    if constexpr (kMatrices == 2) {
+      dots[1] = __shfl_down_sync(0xffffffffu, dot, quant::kTileRows);
     }
     if (spot.matrix == 0) emit(spot, tile_idx, dots);
   }
