@@ -67,18 +67,8 @@ constexpr int kTileWarps = kWarps / kTiles;
 constexpr int kWarpLatents = kLatentDim / kWarps, kSumTiles = kWarpLatents / kMmaN;
 constexpr float kLog2E = 1.44269504f;
 
-struct Lane {
-  int thread, warp, lane;
-  int group, member;       // as in fragments
-  int matrix, matrix_row;  // as in load_matrices
-
-  __device__ Lane() : thread(static_cast<int>(threadIdx.x)) {
-    warp = thread / kWarp, lane = thread % kWarp;
-    group = lane / 4, member = lane % 4;
-    matrix = lane / 8, matrix_row = lane % 8;
-  }
+struct Lane : BlockLane {
   __device__ int own_key() const { return warp * kWarpKeys + lane % kWarpKeys; }
-  __device__ int pair_row() const { return matrix % 2 * 8 + matrix_row; }
 };
 
 // The keys of a block, of those that a row sees, and how many of the split lie from there on.

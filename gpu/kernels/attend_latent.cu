@@ -89,27 +89,12 @@ struct Layout {
   }
 };
 
-// A thread's place in its block.
-struct Lane {
-  int thread, lane, warp;
-  int group, member;       // as in fragments
-  int matrix, matrix_row;  // as in load_matrices
-
-  __device__ Lane() : thread(static_cast<int>(threadIdx.x)) {
-    lane = thread % kWarp, warp = thread / kWarp;
-    group = lane / 4, member = lane % 4;
-    matrix = lane / 8, matrix_row = lane % 8;
-  }
-  // Of two matrices below each other.
-  __device__ int pair_row() const { return matrix % 2 * 8 + matrix_row; }
-};
-
 // Byte offsets of chunks within eight, for rows whose index modulo 8 is matrix_row: of two
 // matrices side by side (and two below each other), and of four side by side.
 struct ChunkOffsets {
   unsigned pair[4], four[2];
 
-  __device__ explicit ChunkOffsets(const Lane& lane) {
+  __device__ explicit ChunkOffsets(const BlockLane& lane) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       pair[i] = ((2 * i + lane.matrix / 2) ^ lane.matrix_row) * kChunkBytes;
@@ -151,7 +136,7 @@ class KeyLoader {
 
   // Keys [begin, end) of what is visible to `row`.
   __device__ KeyLoader(const AttendRowsParams& p, std::int64_t row, const Visible& visible,
-                       int begin, int end, const Lane& lane)
+                       int begin, int end, const BlockLane& lane)
       : cache_(p.cache.rows),
         pages_(p.step.latent_pages + p.step.latent_first[row]),
         visible_(visible),
@@ -225,7 +210,7 @@ class KeyLoader {
   const std::int32_t* const pages_;
   const Visible visible_;
   const int begin_, end_;
-  const Lane lane_;
+  const BlockLane lane_;
   int found_;           // row of a key of the tile to load next
   int found_position_;  // of the tile after it
   Fp8Share share_;
@@ -233,11 +218,11 @@ class KeyLoader {
 
 // Which scores a warp computes: those of a tile of heads with some of the keys.
 template <int kHeadTiles>
-struct Place : Lane {
+struct Place : BlockLane {
   using L = Layout<kHeadTiles>;
   int head_tile, key_warp;
 
-  __device__ explicit Place(const Lane& lane) : Lane(lane) {
+  __device__ explicit Place(const BlockLane& lane) : BlockLane(lane) {
     head_tile = warp / L::kKeyWarps, key_warp = warp % L::kKeyWarps;
   }
   // The thread's in either half of a fragment.
@@ -424,7 +409,7 @@ __device__ void add_weights(const SharedParts<kHeadTiles>& shared, int head, flo
 
 // Makes the sums so far relative to the highest score with this tile.
 template <int kHeadTiles>
-__device__ void shrink_sums(const float* shrinks, const Lane& lane, Sums<kHeadTiles>& sums) {
+__device__ void shrink_sums(const float* shrinks, const BlockLane& lane, Sums<kHeadTiles>& sums) {
 #pragma unroll
   for (int m = 0; m < kHeadTiles; ++m) {
     const float factor[2] = {shrinks[m * kMmaM + lane.group], shrinks[m * kMmaM + lane.group + 8]};
@@ -440,7 +425,7 @@ __device__ void shrink_sums(const float* shrinks, const Lane& lane, Sums<kHeadTi
 // Adds the weighted latents of a tile.
 template <int kHeadTiles>
 __device__ void add_latents(const SharedParts<kHeadTiles>& shared, unsigned tile_keys,
-                            const Lane& lane, const ChunkOffsets& at, Sums<kHeadTiles>& sums) {
+                            const BlockLane& lane, const ChunkOffsets& at, Sums<kHeadTiles>& sums) {
   const unsigned weight_rows = shared_address(shared.weights) + lane.pair_row() * kWeightRowBytes;
   const unsigned latents = tile_keys + lane.pair_row() * kRowBytes + lane.warp * kWarpLatents * 2;
 #pragma unroll
@@ -477,8 +462,8 @@ __device__ void share_stats(const SharedParts<kHeadTiles>& shared, const Place<k
 // The result of the only split takes the place of its queries; others are left to be merged.
 template <int kHeadTiles>
 __device__ void store_sums(const AttendLatentParams& a, const Part& part, std::int64_t query_row,
-                           int num_splits, const SharedParts<kHeadTiles>& shared, const Lane& lane,
-                           const Sums<kHeadTiles>& sums) {
+                           int num_splits, const SharedParts<kHeadTiles>& shared,
+                           const BlockLane& lane, const Sums<kHeadTiles>& sums) {
   const float *highs = shared.tile_max, *totals = shared.tile_sum;
   const bool only = num_splits == 1 && !a.projection_merges();
   const std::int64_t split_row =
@@ -525,7 +510,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_latent(AttendLatentParams 
   const int begin = part.split * splits.keys, end = min(begin + splits.keys, visible.count);
   if (begin >= end) return;
   const int num_tiles = (end - begin + kTileKeys - 1) / kTileKeys;
-  const Lane lane;
+  const BlockLane lane;
   const std::int64_t query_row = part.local_row * a.rows.dims.num_heads + part.head_begin;
   KeyLoader<kFp8> loader(a.rows, part.row, visible, begin, end, lane);
   load_queries<kHeadTiles>(a, query_row, shared.queries);

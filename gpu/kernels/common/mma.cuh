@@ -28,6 +28,21 @@ __device__ inline FragmentLane fragment_lane() {
   return {lane / 4, lane % 4};
 }
 
+// A thread's place in its block.
+struct BlockLane {
+  int thread, lane, warp;
+  int group, member;       // as in fragments
+  int matrix, matrix_row;  // as in load_matrices()
+
+  __device__ BlockLane() : thread(static_cast<int>(threadIdx.x)) {
+    lane = thread % 32, warp = thread / 32;
+    group = lane / 4, member = lane % 4;
+    matrix = lane / 8, matrix_row = lane % 8;
+  }
+  // Of two matrices below each other.
+  __device__ int pair_row() const { return matrix % 2 * 8 + matrix_row; }
+};
+
 // c += a . b
 __device__ inline void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
   asm volatile(
