@@ -23,28 +23,29 @@ STOKER_HD inline std::uint32_t pick_bytes(std::uint32_t a, std::uint32_t b, std:
 #endif
   return out;
 }
-// (word & mask) ^ bits.
+// Bit for bit what kTable says of three: its bit 4a + 2b + c.
+template <std::uint32_t kTable>
+STOKER_HD std::uint32_t combine_bits(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+  std::uint32_t out = 0;
+#ifdef __CUDA_ARCH__
+  asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(out) : "r"(a), "r"(b), "r"(c), "n"(kTable));
+#else
+  for (std::uint32_t i = 0; i < 8; ++i) {
+    if ((kTable >> i & 1) == 0) continue;
+    out |= ((i & 4) != 0 ? a : ~a) & ((i & 2) != 0 ? b : ~b) & ((i & 1) != 0 ? c : ~c);
+  }
+#endif
+  return out;
+}
+// (word & mask) ^ bits, and (word & mask) | bits. The compiler, which has room for one constant in
+// an instruction, would take two.
 STOKER_HD inline std::uint32_t masked_xor(std::uint32_t word, std::uint32_t mask,
                                           std::uint32_t bits) {
-#ifdef __CUDA_ARCH__
-  std::uint32_t out;
-  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(out) : "r"(word), "r"(mask), "r"(bits));
-  return out;
-#else
-  return (word & mask) ^ bits;
-#endif
+  return combine_bits<0x6a>(word, mask, bits);
 }
-// (word & mask) | bits, in one instruction, where the compiler, which has room for one constant in
-// it, would take two.
 STOKER_HD inline std::uint32_t masked_or(std::uint32_t word, std::uint32_t mask,
                                          std::uint32_t bits) {
-#ifdef __CUDA_ARCH__
-  std::uint32_t out;
-  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(out) : "r"(word), "r"(mask), "r"(bits));
-  return out;
-#else
-  return (word & mask) | bits;
-#endif
+  return combine_bits<0xea>(word, mask, bits);
 }
 
 }  // namespace stoker::gpu
