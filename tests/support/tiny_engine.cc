@@ -67,6 +67,7 @@ std::unique_ptr<ExpertProvider> TinyEngine::in_tiers(std::unique_ptr<ExpertManag
 std::vector<std::vector<float>> TinyEngine::rows_of(const Forward& forward) {
   const RowsView logits = forward.logits();
   std::vector<std::vector<float>> rows;
+  rows.reserve(static_cast<std::size_t>(logits.num_rows));
   for (int i = 0; i < logits.num_rows; ++i)
     rows.emplace_back(logits.row(i).begin(), logits.row(i).end());
   return rows;
@@ -82,6 +83,7 @@ std::vector<std::vector<float>> TinyEngine::feed(KvSequence& kv, std::span<const
 std::vector<TokenId> random_tokens(int count, int vocab_size, std::uint64_t seed) {
   RandomFloats random(seed);
   std::vector<TokenId> tokens;
+  tokens.reserve(static_cast<std::size_t>(count));
   for (int i = 0; i < count; ++i) {
     tokens.push_back(
         static_cast<TokenId>((random.next() + 1.0f) * 0.5f * static_cast<float>(vocab_size)));
