@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The shipped model through the program: expected token ids, and the questions it must answer.
 
-    check_ember.py STOKER MODEL_DIR RECIPE_DIR [--backend cuda]
+    check_ember.py STOKER MODEL_DIR RECIPE_DIR [--backend cuda [--devices 0 --devices 0,1 ...]]
 
 Expected ids were computed by the recipe in float32 on the shipped (FP8) weights; the program must give the same with
 f32 arithmetic and with its defaults, on every instruction set this machine has, or with --backend cuda on its GPUs. Of the
@@ -36,10 +36,10 @@ def instruction_sets(stoker):
     return found
 
 
-def runs_of(backend, stoker):
+def runs_of(backend, devices, stoker):
     if backend == "cuda":
         cuda = ["--backend", "cuda", "--devices"]
-        return [[*F32, *cuda, "0"], [*cuda, "0"], [*cuda, "0,0"]]
+        return [[*F32, *cuda, devices[0]], *([*cuda, some] for some in devices)]
     runs = [["--backend", "reference"], F32, []]
     runs += [[*F32, "--isa", isa] for isa in instruction_sets(stoker)]
     return [*runs, [*F32, "--threads", "1"]]
@@ -80,10 +80,12 @@ def main():
     parser.add_argument("model", type=pathlib.Path)
     parser.add_argument("recipe", type=pathlib.Path)
     parser.add_argument("--backend", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--devices", action="append", help="with cuda: which GPUs, as the program takes them")
     args = parser.parse_args()
     problems = []
     read = lambda name: json.loads((args.recipe / name).read_text())
-    check_golden(args.stoker, args.model, runs_of(args.backend, args.stoker), read("ember_golden.json"), problems)
+    runs = runs_of(args.backend, args.devices or ["0", "0,0"], args.stoker)
+    check_golden(args.stoker, args.model, runs, read("ember_golden.json"), problems)
     for cache in ([], ["--kv-cache", "fp8"]):
         flags = ["--backend", args.backend, *cache]
         check_questions(args.stoker, args.model, flags, read("questions.json"), read("facts.json"), problems)

@@ -2,6 +2,7 @@
 """Placement changes speed, never output: a model's logits and chosen experts, bit for bit, wherever its experts lie.
 
     check_placement.py STOKER MODEL_DIR TOKENS.json [--sample N] [--forms as-is,fp8,int8,int4] [--backend cpu|cuda]
+        [--devices 0 --devices 0,1 ...]
 
 Packs MODEL_DIR in every form, each once in one file and once in two, and runs `stoker eval` on the tokens, decoded one by
 one and in one pass, over: memory for the fewest slots allowed, for some and for all experts; both I/O engines; direct and
@@ -9,7 +10,7 @@ buffered; prefetch on and off; one and two threads; one directory, two, a mirror
 as the first of its form; `as-is` (the published shards) and `fp8` (packed without loss) must agree with each other. With --sample only
 N runs of each form are drawn (seeded), the extremes always among them. With --backend cuda (a machine with a GPU) also over:
 GPU memory for no expert, one, some and all; experts that lie in RAM computed by the host, the GPU, in turns, or wherever it is
-soonest; one device, and two that share GPU 0. Standard library only.
+soonest; one device, and two that share GPU 0 (--devices says others). Standard library only.
 """
 
 import argparse
@@ -37,8 +38,8 @@ CUDA_AXES = {
     "prefetch": ["on", "off"],
     "vram": ["none", "one", "some", "all"],
     "expert-site": ["auto", "host", "device", "alternate"],
-    "devices": ["0", "0,0"],
 }
+DEVICES = ["0", "0,0"]
 
 
 def stoker(program, *arguments):
@@ -51,7 +52,7 @@ def stoker(program, *arguments):
 class Form:
     """One way a model's experts are stored, and how much memory which share of them takes."""
 
-    def __init__(self, program, name, model, scratch, backend):
+    def __init__(self, program, name, model, scratch, backend, devices):
         self.name, self.program, self.scratch, self.backend = name, program, scratch, backend
         self.model = model
         self.directories = {"one": None}
@@ -67,6 +68,9 @@ class Form:
             shutil.copy(self.model / "experts-000.safetensors", copy)
             self.two = two
             self.directories |= {"two": f"{two},{second}", "mirror": f"{self.model},{copy}"}
+        self.axes = dict(CPU_AXES, where=list(self.directories))
+        if backend == "cuda":
+            self.axes = dict(CUDA_AXES, devices=devices)
         report = json.loads(stoker(program, "inspect", self.model, "--json"))["model"]
         config, slot_bytes = report["config"], report["experts"]["slot_bytes"]
         fewest = config["num_experts_per_tok"]
@@ -121,8 +125,7 @@ class Form:
         return digest.hexdigest()
 
     def choices(self, sample, rng):
-        axes = CUDA_AXES if self.backend == "cuda" else dict(CPU_AXES, where=list(self.directories))
-        every = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+        every = [dict(zip(self.axes, values)) for values in itertools.product(*self.axes.values())]
         if not sample or sample >= len(every):
             return every
         return [every[0], every[-1]] + rng.sample(every[1:-1], sample - 2)
@@ -136,6 +139,7 @@ def main():
     parser.add_argument("--sample", type=int, default=0)
     parser.add_argument("--forms", default="as-is,fp8,int8,int4")
     parser.add_argument("--backend", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--devices", action="append", help="with cuda: which GPUs, as the program takes them")
     args = parser.parse_args()
     if not args.tokens.exists():
         print(f"skipped: {args.tokens} is not there")
@@ -146,7 +150,7 @@ def main():
     lossless = {}  # chunk -> hashes of forms that hold the same weights
     for name in args.forms.split(","):
         with tempfile.TemporaryDirectory() as scratch:
-            form = Form(args.stoker, name, args.model, pathlib.Path(scratch), args.backend)
+            form = Form(args.stoker, name, args.model, pathlib.Path(scratch), args.backend, args.devices or DEVICES)
             for chunk in (1, 0):
                 first, count = None, 0
                 for choice in form.choices(args.sample, rng):
