@@ -31,6 +31,7 @@ struct Batch {
   TensorView out;
   bool aligned;
   int slices;
+  int tiles_per_block;
 };
 static_assert(sizeof(Batch) <= 8 << 10);
 
@@ -60,16 +61,15 @@ __device__ void task_inputs(const Task& task, const TensorView& x, const X* (&in
   }
 }
 
-// The tiles of that block that this block of threads computes: [begin, end), perhaps none. Blocks
-// of threads differ by one tile at most.
+// The tiles of that block that this block of threads computes: [begin, end), perhaps none.
 struct TileRange {
   std::int64_t begin, end;
 };
 __device__ TileRange tiles_of(const Batch& b, const Task& task) {
   if (block_of_run() >= task.num_blocks) return {};
-  const unsigned num_tiles =
-      (static_cast<unsigned>(task.rows) + quant::kTileRows - 1) / quant::kTileRows;
-  return {blockIdx.x * num_tiles / gridDim.x, (blockIdx.x + 1) * num_tiles / gridDim.x};
+  const std::int64_t num_tiles = (task.rows + quant::kTileRows - 1) / quant::kTileRows;
+  const std::int64_t begin = std::int64_t{blockIdx.x} * b.tiles_per_block;
+  return {begin, min(begin + b.tiles_per_block, num_tiles)};
 }
 
 // Stores what is at a spot of a tile, if the task has such an output.
@@ -178,20 +178,19 @@ Status run_batches(const ExpertBatchParams& params, bool has_up, const char* nam
       batch.slices = plan.slices;
       const auto chosen = kernel(format, input, inputs);
       RETURN_IF_ERROR(allow_shared(chosen, plan.shared_bytes));
-      std::int64_t blocks_per_run = num_tiles;
+      batch.tiles_per_block = 1;
       if (plan.slices >= tile.num_groups()) {
         // The inputs of a block serve all its tiles: as many as let all blocks run at once, if that
         // leaves enough blocks for every multiprocessor to have its share.
         ASSIGN_OR_RETURN(const std::int64_t at_once,
                          blocks_at_once(chosen, plan.threads, plan.shared_bytes));
-        const std::int64_t share = at_once / num_blocks;
-        if (share > 1) {
-          const std::int64_t each = (num_tiles + share - 1) / share;
-          blocks_per_run = (num_tiles + each - 1) / each;
+        const std::int64_t per_block = at_once / num_blocks;
+        if (per_block > 1) {
+          batch.tiles_per_block = static_cast<int>((num_tiles + per_block - 1) / per_block);
         }
       }
-      const dim3 grid(static_cast<unsigned>(blocks_per_run), static_cast<unsigned>(most_blocks),
-                      static_cast<unsigned>(tasks.size()));
+      const dim3 grid(blocks_for(num_tiles, batch.tiles_per_block),
+                      static_cast<unsigned>(most_blocks), static_cast<unsigned>(tasks.size()));
       const Start start = params.in_order ? Start::kInOrder : Start::kEarly;
       return launch_kernel(name, chosen, {grid, dim3(plan.threads), plan.shared_bytes, start},
                            stream, batch);
