@@ -3,18 +3,9 @@
 #include <algorithm>
 
 #include "core/base/check.h"
-#include "core/tensor/dtype.h"
+#include "core/tensor/order_key.h"
 
 namespace stoker::cpu {
-namespace {
-
-// Unsigned keys that order as the scores do; -0 equals +0.
-std::uint32_t order_key(float score) {
-  const std::uint32_t bits = f32_to_bits(score + 0.0f);
-  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-}
-
-}  // namespace
 
 // Finds the k-th largest key 11, 11 and 10 bits at a time, then takes what lies above it and as
 // many of its equals as are missing, in one ascending pass.

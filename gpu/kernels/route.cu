@@ -1,6 +1,7 @@
 #include <climits>
 #include <cmath>
 
+#include "core/tensor/order_key.h"
 #include "gpu/error.h"
 #include "gpu/kernels/common/overlap.cuh"
 #include "gpu/kernels/common/reduce.cuh"
@@ -20,12 +21,6 @@ __device__ float top_two(const float* values, int n) {
     first = fmaxf(first, values[i]);
   }
   return first + second;
-}
-
-// Orders as the values do; NaN somewhere.
-__device__ unsigned order_key(float value) {
-  const unsigned bits = f32_to_bits(value + 0.0f);  // -0 is 0
-  return (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
 }
 
 // The largest of values[0 .. n), then the largest of the others, and so on, by a warp. Each lane

@@ -4,6 +4,7 @@
 // blocks of one share a long row: each takes a slice and reads the others' counts.
 #include <cooperative_groups.h>
 
+#include "core/tensor/order_key.h"
 #include "gpu/error.h"
 #include "gpu/kernels/common/overlap.cuh"
 #include "gpu/kernels/common/reduce.cuh"
@@ -71,12 +72,6 @@ struct Cluster<true> {
   __device__ static Shared& shared_of(Shared& own, int) { return own; }
 #endif
 };
-
-// Larger scores have larger keys; -0 and +0 have the same.
-__device__ std::uint32_t order_key(float score) {
-  const std::uint32_t bits = f32_to_bits(__fadd_rn(score, 0.0f));
-  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-}
 
 // Four scores at once, which a plain load would be taken apart for. Not before wait_for_previous().
 __device__ float4 load_four(const float4* at) {
