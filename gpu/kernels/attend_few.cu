@@ -33,10 +33,9 @@ constexpr int kPitch = (kChunks + 1) * kChunkBytes;  // bytes of a row: no bank 
 constexpr int kWeightPitch = (kKeys + kChunk) * 2;
 constexpr int kTileParts = kSplitTile / kMmaN;
 
-constexpr quant::KvRowLayout kFp8Row = quant::kv_row_layout({kLatentDim, kLatentRope});
 // An FP8 row comes to the end of where it is to stand widened.
-constexpr int kFp8At = kPitch - kFp8Row.bytes;
-static_assert(kFp8At % kChunkBytes == 0 && kFp8Row.kept_at % kChunkBytes == 0);
+constexpr int kFp8At = kPitch - kFp8LatentRow.bytes;
+static_assert(kFp8At % kChunkBytes == 0 && kFp8LatentRow.kept_at % kChunkBytes == 0);
 
 // Shared memory in bytes: keys first.
 constexpr int kHeldPages = 2560;
@@ -90,7 +89,7 @@ template <bool kFp8>
 __device__ void ask_for_keys(const TensorView& cache, std::int64_t row, unsigned shared,
                              unsigned barrier) {
   constexpr int kElement = kFp8 ? 1 : 2;
-  constexpr int kBytes = kFp8 ? kFp8Row.bytes : kLatentWidth * 2;
+  constexpr int kBytes = kFp8 ? kFp8LatentRow.bytes : kLatentWidth * 2;
   const Lane lane;
   if (lane.lane >= kWarpKeys) return;
   const unsigned to = shared + lane.own_key() * kPitch;
@@ -113,12 +112,12 @@ __device__ void widen_keys(unsigned char* shared_bytes) {
     unsigned char* to = shared_bytes + (lane.warp * kWarpKeys + key) * kPitch;
     const unsigned char* from = to + kFp8At;
     const auto* codes = reinterpret_cast<const uint2*>(from);
-    const auto* scales = reinterpret_cast<const float*>(from + kFp8Row.scales_at);
+    const auto* scales = reinterpret_cast<const float*>(from + kFp8LatentRow.scales_at);
     const uint2 low = codes[lane.lane], high = codes[kWarp + lane.lane];
     const float low_scale = scales[lane.lane * kChunk / kKvGroup];
     const float high_scale = scales[(kWarp + lane.lane) * kChunk / kKvGroup];
-    const uint4 kept =
-        reinterpret_cast<const uint4*>(from + kFp8Row.kept_at)[lane.lane % (kLatentRope / kChunk)];
+    const uint4 kept = reinterpret_cast<const uint4*>(
+        from + kFp8LatentRow.kept_at)[lane.lane % (kLatentRope / kChunk)];
     __syncwarp();
     auto* out = reinterpret_cast<uint4*>(to);
     out[lane.lane] = widen_codes(low, low_scale);

@@ -4,12 +4,14 @@
 
 #include "core/base/hd.h"
 #include "gpu/launch.h"
+#include "quant/kv_rows.h"
 
 namespace stoker::gpu {
 
 inline constexpr int kLatentDim = 512;
 inline constexpr int kLatentRope = 64;
 inline constexpr int kLatentWidth = kLatentDim + kLatentRope;  // of a cached row
+inline constexpr quant::KvRowLayout kFp8LatentRow = quant::kv_row_layout({kLatentDim, kLatentRope});
 // Keys of a split, at least. A decoded row is often alone, and its splits are all the blocks there
 // are; rows of a prompt make blocks enough, and sums of splits would only be written and read.
 inline constexpr int kDecodeSplitKeys = 256;
