@@ -27,8 +27,8 @@ namespace {
 
 constexpr int kWarps = kLinearSegmentGroups;  // a warp for each
 constexpr int kThreads = kWarps * kWarp;
-constexpr int kRows = kMmaN;  // of x at once, each closed by a warp
-static_assert(kRows <= kWarps);
+constexpr int kMostRowTiles = 2;  // of kMmaN rows of x at once; a warp closes a row of each
+static_assert(kMmaN == kWarps && kMostRowTiles * kMmaN == kLinearFewRows);
 constexpr int kStages = 2;  // of a ring
 constexpr int kBlocks = 2;  // that share a multiprocessor
 
@@ -244,6 +244,7 @@ __host__ __device__ constexpr int sums_of_segment(int num_rows) {
 
 // Shared memory: a ring for each warp, sums of even and odd segments
 // [2][kWarps][num_rows][kSumStride].
+template <int kRowTiles>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     linear_stream(const __grid_constant__ Plan plan) {
   start_next();
@@ -256,9 +257,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   auto* const all_sums = reinterpret_cast<float*>(shared + kWarps * kRingBytes);
   const int num_groups = static_cast<int>((plan.x.cols + kLinearGroup - 1) / kLinearGroup);
   // Past the last row of x, once more that one.
-  const bf16* const x_row = static_cast<const bf16*>(plan.x.data) +
-                            (plan.row_begin + min(lane / 4, plan.num_rows - 1)) * plan.x.row_stride;
-  RowSums row_sums(plan, block, begin, end, warp);
+  const auto x_row = [&](int tile) {
+    const int row = min(tile * kMmaN + lane / 4, plan.num_rows - 1);
+    return static_cast<const bf16*>(plan.x.data) + (plan.row_begin + row) * plan.x.row_stride;
+  };
+  const auto sums_of_row = [&](int tile) {
+    return RowSums(plan, block, begin, end, tile * kMmaN + warp);
+  };
+  RowSums row_sums[kMostRowTiles] = {sums_of_row(0), sums_of_row(kRowTiles - 1)};
   int segment = begin % plan.shares.num_segments;
   wait_for_previous();
   for (int side = 0, i = begin; i < end; ++i, side ^= 1) {
@@ -266,36 +272,56 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     // 1. A group a warp.
     const int first_group = segment * kWarps;
     const bool has_group = first_group + warp < num_groups;
-    uint4 x[C::kUnits], fours[C::kUnits][C::kWords];
+    uint4 x[kRowTiles][C::kUnits], fours[C::kUnits][C::kWords];
     float scale;
     if (has_group) {
-      load_inputs(plan, x_row, first_group + warp, x);
+#pragma unroll
+      for (int t = 0; t < kRowTiles; ++t) {
+        load_inputs(plan, x_row(t), first_group + warp, x[t]);
+      }
       ring.read(fours, scale);
     }
     ring.refill();
     if (has_group) {
-      float group_sums[2][4] = {};
+      float group_sums[kRowTiles][2][4] = {};
 #pragma unroll
       for (int u = 0; u < C::kUnits; ++u) {
         BfPair w[4][4];
         unpack_rows<C>(fours[u], w, unpack_biased<C::kFormat>);
-        multiply_unit(group_sums, w, biased_inputs<C::kFormat>(x[u]));
+#pragma unroll
+        for (int t = 0; t < kRowTiles; ++t) {
+          multiply_unit(group_sums[t], w, biased_inputs<C::kFormat>(x[t][u]));
+        }
       }
-      store_sums(group_sums, plan.num_rows, sums + warp * plan.num_rows * kSumStride);
+#pragma unroll
+      for (int t = 0; t < kRowTiles; ++t) {
+        store_sums(group_sums[t], plan.num_rows - t * kMmaN,
+                   sums + (warp * plan.num_rows + t * kMmaN) * kSumStride);
+      }
       if (lane % 16 == 0) scales[side][warp][lane / 16] = scale * kFp8ScaleFactor;
     }
     __syncthreads();
     // 2. The groups in order, and the segments of pairs that are the block's alone.
-    if (warp < plan.num_rows) {
-      row_sums.add(segment,
-                   close_groups(sums + warp * kSumStride + lane, plan.num_rows * kSumStride,
-                                &scales[side][0][lane / quant::kTileRows],
-                                min(kWarps, num_groups - first_group)));
+#pragma unroll
+    for (int t = 0; t < kRowTiles; ++t) {
+      const int row = t * kMmaN + warp;
+      if (row >= plan.num_rows) continue;
+      row_sums[t].add(segment,
+                      close_groups(sums + row * kSumStride + lane, plan.num_rows * kSumStride,
+                                   &scales[side][0][lane / quant::kTileRows],
+                                   min(kWarps, num_groups - first_group)));
     }
     if (++segment == plan.shares.num_segments) segment = 0;
   }
   // 3. The segments of pairs that blocks share.
-  if (warp < plan.num_rows) row_sums.finish();
+#pragma unroll
+  for (int t = 0; t < kRowTiles; ++t) {
+    if (t * kMmaN + warp < plan.num_rows) row_sums[t].finish();
+  }
+}
+
+int shared_bytes_of(int num_rows) {
+  return kWarps * kRingBytes + 2 * sums_of_segment(num_rows) * static_cast<int>(sizeof(float));
 }
 
 int most_blocks() { return kBlocks * num_multiprocessors(); }
@@ -304,7 +330,7 @@ int most_blocks() { return kBlocks * num_multiprocessors(); }
 
 LinearScratchSize linear_stream_scratch(const QuantView& weight, std::int64_t rows) {
   const LinearStream most{linear_pairs(weight.rows), linear_segments(weight.cols), most_blocks()};
-  const std::int64_t at_once = std::min<std::int64_t>(rows, kRows);
+  const std::int64_t at_once = std::min<std::int64_t>(rows, kLinearFewRows);
   return {most.num_partials(at_once) * 4, most.num_counters(at_once) * 4};
 }
 
@@ -322,18 +348,20 @@ Status launch_linear_stream(const LinearFewParams& params, const Stream& stream)
     plan.matrices[i] = {weight.payload, weight.scales, static_cast<std::int32_t>(weight.rows), y};
     plan.shares.num_pairs += linear_pairs(weight.rows);
   }
-  for (plan.row_begin = 0; plan.row_begin < x.rows; plan.row_begin += kRows) {
-    plan.num_rows = static_cast<int>(std::min<std::int64_t>(x.rows - plan.row_begin, kRows));
-    const int shared_bytes =
-        kWarps * kRingBytes + 2 * sums_of_segment(plan.num_rows) * static_cast<int>(sizeof(float));
-    RETURN_IF_ERROR(allow_shared(linear_stream, shared_bytes));
-    ASSIGN_OR_RETURN(const std::int64_t at_once,
-                     blocks_at_once(linear_stream, kThreads, shared_bytes));
+  // Some devices have room for the sums of half as many rows.
+  ASSIGN_OR_RETURN(const int most_bytes, device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+  const int most_rows = shared_bytes_of(kLinearFewRows) <= most_bytes ? kLinearFewRows : kMmaN;
+  for (plan.row_begin = 0; plan.row_begin < x.rows; plan.row_begin += most_rows) {
+    plan.num_rows = static_cast<int>(std::min<std::int64_t>(x.rows - plan.row_begin, most_rows));
+    auto* const kernel = plan.num_rows <= kMmaN ? linear_stream<1> : linear_stream<kMostRowTiles>;
+    const int shared_bytes = shared_bytes_of(plan.num_rows);
+    RETURN_IF_ERROR(allow_shared(kernel, shared_bytes));
+    ASSIGN_OR_RETURN(const std::int64_t at_once, blocks_at_once(kernel, kThreads, shared_bytes));
     plan.shares.num_blocks = static_cast<std::int32_t>(
         std::min({at_once, std::int64_t{most_blocks()},
                   std::int64_t{plan.shares.num_pairs} * plan.shares.num_segments}));
     const dim3 grid(static_cast<unsigned>(plan.shares.num_blocks));
-    RETURN_IF_ERROR(launch_kernel("linear of few rows, streamed", linear_stream,
+    RETURN_IF_ERROR(launch_kernel("linear of few rows, streamed", kernel,
                                   {grid, dim3(kThreads), shared_bytes}, stream, plan));
   }
   return {};
