@@ -63,8 +63,11 @@ Status CudaBackend::run_parts(const ExpertParams& params) {
 
 // What can be compared: whole experts that are here, with rows of decode.
 Status CudaBackend::begin_timing(const ExpertParams& params) {
-  expert_timer_.drop();                                              // that of a call that failed
-  if (!expert_timer_.is_due()) return expert_timer_.begin(stream_);  // which counts it, no more
+  expert_timer_.drop();  // that of a call that failed
+  if (!expert_timer_.is_due()) {
+    expert_timer_.pass();
+    return {};
+  }
   ExpertTiming counted;
   std::int64_t hidden_cols = 0, out_cols = 0;
   int last_use = -1;

@@ -30,11 +30,15 @@ Result<SampleTimer> SampleTimer::create() {
 Status SampleTimer::begin(const Stream& stream) {
   if (state_ == State::kBegun) drop();  // what was begun has failed
   if (!is_due()) {
-    if (state_ == State::kNone) --until_next_;
+    pass();
     return {};
   }
   state_ = State::kBegun;
   return timer_.begin(stream);
+}
+
+void SampleTimer::pass() {
+  if (state_ == State::kNone) --until_next_;
 }
 
 Status SampleTimer::end(const Stream& stream) {

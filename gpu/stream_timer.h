@@ -35,8 +35,10 @@ class SampleTimer {
 
   // Whether the next one that begins is timed: its turn has come, and none is under way.
   bool is_due() const { return state_ != State::kEnded && until_next_ <= 0; }
-  // One of them begins.
+  // One of them begins: is timed, if it is due.
   Status begin(const Stream& stream);
+  // One of them is not timed, but counts.
+  void pass();
   bool timing() const { return state_ == State::kBegun; }
   // Ends it, if it is timed.
   Status end(const Stream& stream);
