@@ -27,7 +27,14 @@ Result<std::unique_ptr<TieredExperts>> TieredExperts::create(
         "devices of {} layers, experts in {}", tiers->options_.dense_device.size(),
         shapes.num_layers());
   const ExpertGrid grid{shapes.num_layers(), shapes.max_experts()};
+  for (const DeviceId home : tiers->options_.dense_device) {
+    CHECK(home == kHost || number_of(home) < costs.num_devices(), "no costs of device {}",
+          home.index);
+  }
   for (std::unique_ptr<DeviceSlots>& slots : devices) {
+    CHECK(tiers->device_of(slots->device()) < 0 && slots->device() != kHost &&
+              number_of(slots->device()) < costs.num_devices(),
+          "slots of device {} twice, or without costs", slots->device().index);
     CHECK(slots->slot_bytes() >= shapes.max_expert_bytes(), "slots of {} bytes for experts of {}",
           slots->slot_bytes(), shapes.max_expert_bytes());
     const int num_slots = slots->num_slots();
@@ -55,7 +62,7 @@ TieredExperts::TieredExperts(std::unique_ptr<ExpertManager> ram,
       sites_(at(shapes_.max_experts())) {
   scheduled_.reserve(states_.size());
   experts_.reserve(states_.size());
-  scheduled_devices_.reserve(1);
+  scheduled_devices_.reserve(at(costs_.num_devices()));
   ram_->set_upper_tier(this);
 }
 
@@ -73,14 +80,20 @@ int TieredExperts::device_of(DeviceId id) const {
 }
 
 bool TieredExperts::holds(ExpertId id) const {
-  const int device = device_of(home(id.layer));
-  return device >= 0 && devices_[at(device)].cache->resident(id);
+  return home(id.layer) != kHost && std::ranges::any_of(devices_, [id](const Device& device) {
+           return device.cache->resident(id);
+         });
+}
+
+int TieredExperts::nth_device(int n) const {
+  return (std::max(device_of(home(layer_)), 0) + n) % num_devices();
 }
 
 // ---- What a step tells.
 
 void TieredExperts::begin_step(std::span<const TokenId> tokens) {
   poll();
+  ++num_steps_;
   num_step_rows_ = static_cast<int>(tokens.size());
   ram_->begin_step(tokens);
 }
@@ -106,7 +119,7 @@ void TieredExperts::note_host_time(double us) {
 }
 
 void TieredExperts::note_device_time(DeviceId device, const ExpertTiming& timing) {
-  const int index = device.index - 1;
+  const int index = number_of(device);
   costs_.observe_device(index, timing.num_experts, timing.num_rows, timing.compute_us);
   costs_.observe_upload(index, timing.upload_bytes, timing.upload_us);
 }
@@ -125,29 +138,27 @@ Result<ExpertSetPtr> TieredExperts::demand(int layer, std::span<const ExpertUse>
   poll();
   layer_ = layer;
   uses_ = uses;
-  ++num_demands_;
   choose_sites();
-  ASSIGN_OR_RETURN(ram_set_, ram_->demand(layer, uses));
+  Result<ExpertSetPtr> set = ram_->demand(layer, uses);
+  if (!set.ok()) {
+    for (int use = 0; use < static_cast<int>(uses.size()); ++use) {
+      if (states_[at(use)].device >= 0) states_[at(use)].lease.release(Standing::kKept);
+    }
+    uses_ = {};
+    return set.error();
+  }
+  ram_set_ = std::move(*set);
   open_ = true;
   return ExpertSetPtr(&set_);
 }
 
 void TieredExperts::choose_sites() {
-  const int device = device_of(home(layer_));
-  ExpertCache* const cache = device < 0 ? nullptr : devices_[at(device)].cache.get();
-  if (cache != nullptr) cache->begin_turn(layer_);
+  for (Device& device : devices_) device.cache->begin_turn(layer_);
   num_held_ = next_held_ = 0;
   for (int use = 0; use < static_cast<int>(uses_.size()); ++use) {
-    Use& u = states_[at(use)];
-    u.site = home(layer_);
-    u.device = -1;
-    u.next_run = 0;
-    if (cache == nullptr) continue;
-    std::optional<ExpertLease> lease = cache->lease(id_of(use));
-    if (!lease) continue;
-    u.device = device;
-    u.lease = std::move(*lease);
-    ++num_held_;
+    states_[at(use)].site = home(layer_);
+    states_[at(use)].next_run = 0;
+    num_held_ += lease_copy(use) ? 1 : 0;
   }
   if (home(layer_) == kHost || !options_.host_computes) return;
   if (options_.rule == TierRule::kSchedule) return schedule();
@@ -157,13 +168,31 @@ void TieredExperts::choose_sites() {
   }
 }
 
+// Of an expert that a device holds; there is one such device. Rows of prefill stay with the layer's
+// device, which then reads the other's copy.
+bool TieredExperts::lease_copy(int use) {
+  Use& u = states_[at(use)];
+  u.device = -1;
+  if (home(layer_) == kHost) return false;
+  for (int index = 0; index < num_devices(); ++index) {
+    const Device& device = devices_[at(index)];
+    std::optional<ExpertLease> lease = device.cache->lease(id_of(use));
+    if (!lease) continue;
+    u.device = index;
+    u.lease = std::move(*lease);
+    if (!has_prefill_rows(uses_[at(use)])) u.site = device.slots->device();
+    return true;
+  }
+  return false;
+}
+
 // Of an expert whose place is free, the `index`th such of the demand.
 bool TieredExperts::rule_gives_host(int use, int index) const {
   switch (options_.rule) {
     case TierRule::kHost:
       return true;
     case TierRule::kAlternate:
-      return (uses_[at(use)].expert + num_demands_) % 2 == 0;
+      return (uses_[at(use)].expert + num_steps_) % 2 == 0;
     case TierRule::kShare:  // spread evenly
       return std::lround((index + 1) * options_.host_share) >
              std::lround(index * options_.host_share);
@@ -180,24 +209,21 @@ bool TieredExperts::is_fixed(int use) const {
 }
 
 void TieredExperts::schedule() {
-  // 1. What is not to be decided keeps the device busy.
-  const DeviceId device = home(layer_);
-  const ComputeCost device_cost = costs_.device(device.index - 1);
-  const double upload_us = costs_.upload_us(device.index - 1, shapes_.layer(layer_).expert_bytes);
-  ScheduledDevice scheduled{.busy_us = options_.num_shared_experts * device_cost.of(num_step_rows_),
-                            .num_free_slots = static_cast<int>(uses_.size()),
-                            .cost = device_cost,
-                            .upload_us = upload_us};
-  scheduled_.clear();
-  experts_.clear();
+  // 1. What is not to be decided keeps devices busy.
+  const std::int64_t expert_bytes = shapes_.layer(layer_).expert_bytes;
+  begin_schedule(expert_bytes);
   int num_missing = 0;
-  const double read_us = static_cast<double>(shapes_.layer(layer_).expert_bytes) /
-                         std::max(ram_->drive_bytes_per_second() * 1e-6, kAssumedBytesPerUs);
+  const double measured = ram_->drive_bytes_per_second() * 1e-6;
+  const double read_us =
+      static_cast<double>(expert_bytes) / (measured > 0.0 ? measured : kAssumedBytesPerUs);
   for (int use = 0; use < static_cast<int>(uses_.size()); ++use) {
+    const Use& u = states_[at(use)];
     const int num_rows = static_cast<int>(uses_[at(use)].rows.size());
     if (is_fixed(use)) {
-      scheduled.busy_us += device_cost.of(num_rows);
-      if (states_[at(use)].device < 0) scheduled.copy_busy_us += upload_us;
+      ScheduledDevice& device = scheduled_devices_[at(number_of(u.site))];
+      device.busy_us += device.cost.of(num_rows);
+      const bool is_there = u.device >= 0 && devices_[at(u.device)].slots->device() == u.site;
+      if (!is_there) device.copy_busy_us += device.upload_us;
       continue;
     }
     const bool resident = ram_->cache().resident(id_of(use));
@@ -206,17 +232,34 @@ void TieredExperts::schedule() {
         {.num_rows = num_rows, .in_ram_us = resident ? 0.0 : read_us * ++num_missing});
   }
   if (experts_.empty()) return;
-  const auto it = std::find_if(devices_.begin(), devices_.end(),
-                               [&](const Device& d) { return d.slots->device() == device; });
-  if (it != devices_.end()) {
-    scheduled.copy_busy_us += upload_us * static_cast<double>(it->under_way.size());
-  }
   // 2. The rest goes where it is done soonest.
   const std::span<ExpertSite> sites = std::span(sites_).first(experts_.size());
   scheduler_.assign(experts_, {.computes = true, .busy_us = 0.0, .cost = costs_.host()},
-                    {&scheduled, 1}, sites);
+                    scheduled_devices_, sites);
   for (std::size_t i = 0; i < sites.size(); ++i) {
-    if (sites[i].device == ExpertSite::kOnHost) states_[at(scheduled_[i])].site = kHost;
+    const int device = sites[i].device;
+    states_[at(scheduled_[i])].site = device == ExpertSite::kOnHost ? kHost : DeviceId{device + 1};
+  }
+}
+
+// All devices, with what they have to do before any expert of the demand.
+void TieredExperts::begin_schedule(std::int64_t expert_bytes) {
+  scheduled_.clear();
+  experts_.clear();
+  scheduled_devices_.clear();
+  for (int number = 0; number < costs_.num_devices(); ++number) {
+    const ComputeCost& cost = costs_.device(number);
+    const double upload_us = costs_.upload_us(number, expert_bytes);
+    const bool is_home = number == number_of(home(layer_));
+    const int with_slots = device_of(DeviceId{number + 1});
+    const std::size_t num_copies = with_slots < 0 ? 0 : devices_[at(with_slots)].under_way.size();
+    scheduled_devices_.push_back(
+        {.busy_us =
+             is_home ? options_.num_shared_experts * cost.of(num_step_rows_) : options_.travel_us,
+         .copy_busy_us = upload_us * static_cast<double>(num_copies),
+         .num_free_slots = static_cast<int>(uses_.size()),
+         .cost = cost,
+         .upload_us = upload_us});
   }
 }
 
@@ -252,7 +295,7 @@ void TieredExperts::give_out_held(int use, std::span<ExpertPart> out, std::size_
     part.block = run.first_block;
     part.num_blocks = run.num_blocks;
     part.stride = run.stride;
-    part.site = slots.device();
+    part.site = u.site;
   }
 }
 
@@ -301,35 +344,68 @@ void TieredExperts::finish(Device& device, Promotion& promotion) {
 
 // The hottest of what was computed without a copy, as far as that is worth it.
 void TieredExperts::promote() {
-  const int index = device_of(home(layer_));
-  if (index < 0 || !options_.promotes || (!uses_.empty() && uses_.front().draft)) return;
-  Device& device = devices_[at(index)];
+  if (home(layer_) == kHost || !options_.promotes || (!uses_.empty() && uses_.front().draft)) {
+    return;
+  }
   const UsageHistory& usage = ram_->usage();
-  while (static_cast<int>(device.under_way.size()) < options_.max_promotions &&
-         device.slots->status().ok()) {
+  while (num_under_way() < options_.max_promotions) {
     int hottest = -1;
     for (int use = 0; use < static_cast<int>(uses_.size()); ++use) {
-      if (states_[at(use)].device >= 0 || device.cache->slot_of(id_of(use))) continue;
+      if (states_[at(use)].device >= 0 || is_promoted(id_of(use))) continue;
       if (hottest < 0 || usage.heat(id_of(use)) > usage.heat(id_of(hottest))) hottest = use;
     }
-    if (hottest < 0 || !promote(device, id_of(hottest))) return;
+    if (hottest < 0) return;
+    Device* const device = place_for(id_of(hottest));
+    if (device == nullptr || !promote(*device, id_of(hottest))) return;
   }
 }
 
-bool TieredExperts::promote(Device& device, ExpertId id) {
-  if (device.cache->num_free() == 0) {
-    const std::optional<SlotIdx> victim = device.cache->victim();
-    if (!victim) return false;
-    const ExpertId cooler = device.cache->expert_in(*victim).value();
-    const UsageHistory& usage = ram_->usage();
-    if (usage.heat(id) <= options_.margin * usage.heat(cooler)) return false;
+int TieredExperts::num_under_way() const {
+  std::size_t count = 0;
+  for (const Device& device : devices_) count += device.under_way.size();
+  return static_cast<int>(count);
+}
+
+bool TieredExperts::is_promoted(ExpertId id) const {
+  return std::ranges::any_of(
+      devices_, [id](const Device& device) { return device.cache->slot_of(id).has_value(); });
+}
+
+// The layer's device before others; a free slot anywhere before one that somebody has.
+TieredExperts::Device* TieredExperts::place_for(ExpertId id) {
+  for (const bool free : {true, false}) {
+    for (int n = 0; n < num_devices(); ++n) {
+      Device& device = devices_[at(nth_device(n))];
+      if (!device.slots->status().ok()) continue;
+      if (free ? device.cache->num_free() > 0 : has_cooler(device, id)) return &device;
+    }
   }
+  return nullptr;
+}
+
+bool TieredExperts::has_cooler(const Device& device, ExpertId id) const {
+  const std::optional<SlotIdx> victim = device.cache->victim();
+  if (!victim) return false;
+  const UsageHistory& usage = ram_->usage();
+  const ExpertId cooler = device.cache->expert_in(*victim).value();
+  return usage.heat(id) > options_.margin * usage.heat(cooler);
+}
+
+bool TieredExperts::promote(Device& device, ExpertId id) {
   std::optional<BorrowedExpert> borrowed = ram_->borrow(id);
   if (!borrowed) return false;
+  if (device.cache->num_free() == 0) keep_in_ram(device.cache->expert_in(*device.cache->victim()));
   const SlotIdx slot = device.cache->reserve(id).value();
   const UploadTicket ticket = device.slots->upload(slot, 0, borrowed->bytes);
   device.under_way.push_back({id, slot, std::move(*borrowed), ticket});
   return true;
+}
+
+// What a device gives up is no longer the first to go there, if it is there still.
+void TieredExperts::keep_in_ram(std::optional<ExpertId> id) {
+  if (!id) return;
+  std::optional<BorrowedExpert> copy = ram_->borrow(*id);
+  if (copy) copy->lease.release(Standing::kUsed);
 }
 
 }  // namespace stoker

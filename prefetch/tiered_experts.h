@@ -4,13 +4,14 @@
 //
 //   rows of prefill        the device that runs the layer's dense part, whatever lies where: their
 //                          arithmetic differs between devices, so their place is fixed by the plan
-//   a device has a copy    that device
-//   else                   the host, or the layer's device through a passing upload, as the
-//                          Scheduler finds (TierRule)
+//   a device has a copy    that device, be it the layer's or another
+//   else                   the host, or a device through a passing upload, as the Scheduler finds
+//                          (TierRule)
 //
 // After a demand experts that are in RAM and were computed without a copy are *promoted*, bounded
 // in number and in the background, where a device has a free slot or holds something cooler, by a
-// margin; their copy in RAM is the next to go. A device's victim is simply forgotten.
+// margin: the layer's device, or else another. One device has a copy at most. The copy in RAM is
+// then the next to go. A device's victim is forgotten there, and no longer the next to go in RAM.
 //
 // The driver thread owns it; nothing blocks but wait() and destruction. After construction the path
 // of a token allocates nothing.
@@ -45,16 +46,19 @@ struct TierOptions {
   bool host_computes = true;           // there is a backend of the host
   // Of every layer, as large as routed ones: the layer's device computes them first.
   int num_shared_experts = 0;
+  // Of a token's activations to a device that does not run the layer, and back: 28 KB through host
+  // memory. Assumed, not measured.
+  double travel_us = 40.0;
   bool promotes = true;
   double margin = 1.25;              // of heat, over what has to go for it
-  int max_promotions = 2;            // under way to one device at a time
+  int max_promotions = 2;            // under way at a time: each keeps a slot of RAM
   std::string_view policy = "lrfu";  // of the devices' caches
 };
 
 class TieredExperts final : public ExpertProvider, private UpperTier {
  public:
   // `source` and `clock` outlive it. Slots hold an expert of any layer; at most one entry per
-  // device, all of them devices of `options.dense_device`. Errors: an unknown policy.
+  // device. `costs` has all devices. Errors: an unknown policy.
   static Result<std::unique_ptr<TieredExperts>> create(
       std::unique_ptr<ExpertManager> ram, std::span<const ExpertLayer> layers,
       const ExpertSource& source, std::vector<std::unique_ptr<DeviceSlots>> devices,
@@ -125,12 +129,16 @@ class TieredExperts final : public ExpertProvider, private UpperTier {
   bool holds(ExpertId id) const override;
 
   static std::size_t at(int index) { return static_cast<std::size_t>(index); }
+  static int number_of(DeviceId id) { return id.index - 1; }  // as ExpertCosts counts them
   ExpertId id_of(int use) const { return {layer_, uses_[at(use)].expert}; }
   DeviceId home(int layer) const { return options_.dense_device[at(layer)]; }
   int device_of(DeviceId id) const;  // index into devices_; -1: it has no slots
+  int nth_device(int n) const;       // of devices_, beginning with the layer's
 
   void choose_sites();
+  bool lease_copy(int use);
   void schedule();
+  void begin_schedule(std::int64_t expert_bytes);
   bool is_fixed(int use) const;
   bool rule_gives_host(int use, int index) const;
   std::size_t take_ready(std::span<ExpertPart> out);
@@ -140,7 +148,12 @@ class TieredExperts final : public ExpertProvider, private UpperTier {
   void poll();
   void finish(Device& device, Promotion& promotion);
   void promote();
+  int num_under_way() const;
+  bool is_promoted(ExpertId id) const;
+  Device* place_for(ExpertId id);
+  bool has_cooler(const Device& device, ExpertId id) const;
   bool promote(Device& device, ExpertId id);
+  void keep_in_ram(std::optional<ExpertId> id);
 
   TierOptions options_;
   const ExpertSource& source_;
@@ -150,7 +163,7 @@ class TieredExperts final : public ExpertProvider, private UpperTier {
   std::unique_ptr<ExpertManager> ram_;
   std::vector<Device> devices_;
   std::vector<LayerCounters> counted_;  // by layer; what the devices did
-  std::int64_t num_demands_ = 0;
+  std::int64_t num_steps_ = 0;
   int num_step_rows_ = 0;
 
   // The open set. `uses_` is the caller's.

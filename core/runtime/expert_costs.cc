@@ -65,12 +65,12 @@ void ExpertCosts::observe_host(int num_experts, int num_rows, double us) {
 }
 
 void ExpertCosts::observe_device(int device, int num_experts, int num_rows, double us) {
-  correct(devices_[device].compute, num_experts, num_rows, us);
+  correct(devices_[checked(device)].compute, num_experts, num_rows, us);
 }
 
 void ExpertCosts::observe_upload(int device, std::int64_t bytes, double us) {
   if (bytes <= 0 || !is_time(us)) return;
-  double& cost = devices_[device].upload_us_per_byte;
+  double& cost = devices_[checked(device)].upload_us_per_byte;
   const double observed = us / static_cast<double>(bytes);
   cost = cost > 0.0 ? cost * std::exp(step(observed, cost)) : observed;
 }

@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "core/base/check.h"
 #include "core/runtime/scheduler.h"
 
 namespace stoker {
@@ -27,9 +28,10 @@ class ExpertCosts {
   // Until something is observed, the values given. A single observation moves them by a tenth at
   // most, however wrong it is.
   const ComputeCost& host() const { return host_; }
-  const ComputeCost& device(int device) const { return devices_[device].compute; }
+  int num_devices() const { return static_cast<int>(devices_.size()); }
+  const ComputeCost& device(int device) const { return devices_[checked(device)].compute; }
   double upload_us(int device, std::int64_t expert_bytes) const {
-    return devices_[device].upload_us_per_byte * static_cast<double>(expert_bytes);
+    return devices_[checked(device)].upload_us_per_byte * static_cast<double>(expert_bytes);
   }
 
   // `num_experts` experts, of `num_rows` rows in all, were computed one after another in `us`, from
@@ -41,6 +43,11 @@ class ExpertCosts {
   void observe_upload(int device, std::int64_t bytes, double us);
 
  private:
+  std::size_t checked(int device) const {
+    CHECK(device >= 0 && device < num_devices(), "device {} of {}", device, num_devices());
+    return static_cast<std::size_t>(device);
+  }
+
   ComputeCost host_;
   std::vector<DeviceCosts> devices_;
 };

@@ -29,9 +29,10 @@ struct RigOptions {
   int num_replicas = 1;
   MemoryReaderOptions reader;
   ExpertManagerOptions manager;
-  // A device that runs the dense part of every layer, beside the host.
+  // Devices that run the dense parts of layers in turn, beside the host.
   bool tiers = false;
-  int device_slots = 8;
+  int num_devices = 1;
+  int device_slots = 8;  // of each
   int polls_per_copy = 2;
   TierOptions tier_options;
 };
@@ -48,7 +49,7 @@ class ManagerRig {
         ExpertManager::create(layers(), source_, reader_, arena_, clock_, options.manager).value();
     manager_ = manager.get();
     if (options.tiers) {
-      put_below_a_device(std::move(manager));
+      put_below_devices(std::move(manager));
     } else {
       provider_ = std::move(manager);
     }
@@ -64,7 +65,8 @@ class ManagerRig {
   ExpertManager& manager() { return *manager_; }
   ExpertProvider& provider() { return *provider_; }
   TieredExperts& tiers() { return *tiers_; }
-  MemoryDeviceSlots& device_slots() { return *device_slots_; }
+  MemoryDeviceSlots& device_slots() { return *device_slots_; }  // of the first
+  DeviceId home(int layer) const { return DeviceId{1 + (layer - 1) % options_.num_devices}; }
   MemoryReader& reader() { return reader_; }
   MemoryArena& arena() { return arena_; }
   ManualClock& clock() { return clock_; }
@@ -190,17 +192,21 @@ class ManagerRig {
 
   int num_blocks() const { return options_.num_gate_up + options_.num_down; }
 
-  void put_below_a_device(std::unique_ptr<ExpertManager> manager) {
-    auto slots = std::make_unique<MemoryDeviceSlots>(
-        DeviceId{1}, options_.device_slots, source_.expert_bytes(0), options_.polls_per_copy);
-    device_slots_ = slots.get();
+  void put_below_devices(std::unique_ptr<ExpertManager> manager) {
     std::vector<std::unique_ptr<DeviceSlots>> devices;
-    devices.push_back(std::move(slots));
+    for (int device = 1; device <= options_.num_devices; ++device) {
+      auto slots =
+          std::make_unique<MemoryDeviceSlots>(DeviceId{device}, options_.device_slots,
+                                              source_.expert_bytes(0), options_.polls_per_copy);
+      if (device == 1) device_slots_ = slots.get();
+      devices.push_back(std::move(slots));
+    }
     TierOptions tier_options = options_.tier_options;
-    tier_options.dense_device.assign(static_cast<std::size_t>(options_.num_layers) + 1,
-                                     DeviceId{1});
+    tier_options.dense_device = {home(1)};  // of the dense layer
+    for (int layer = 1; layer <= options_.num_layers; ++layer)
+      tier_options.dense_device.push_back(home(layer));
     auto tiers = TieredExperts::create(std::move(manager), layers(), source_, std::move(devices),
-                                       some_costs(1), tier_options)
+                                       some_costs(options_.num_devices), tier_options)
                      .value();
     tiers_ = tiers.get();
     provider_ = std::move(tiers);

@@ -13,7 +13,7 @@ namespace {
 using test::ManagerRig;
 using test::RigOptions;
 
-constexpr DeviceId kDevice{1};
+constexpr DeviceId kDevice{1}, kOtherDevice{2};
 
 RigOptions tiers(TierRule rule) {
   RigOptions options;
@@ -42,16 +42,19 @@ RigOptions eight_a_token() {
   return options;
 }
 
-bool on_device(ManagerRig& rig, int expert) { return rig.tiers().cache(0).resident({1, expert}); }
+bool on_device(ManagerRig& rig, int expert, int device = 0) {
+  return rig.tiers().cache(device).resident({1, expert});
+}
 
-class RandomTiers : public testing::TestWithParam<std::tuple<TierRule, int, int>> {};
+class RandomTiers : public testing::TestWithParam<std::tuple<TierRule, int, int, int>> {};
 
 TEST_P(RandomTiers, EveryPartComesOnceAndHoldsItsBytes) {
   SKIP_UNDER_THREAD_SANITIZER();
-  const auto [rule, device_slots, ram_slots] = GetParam();
+  const auto [rule, num_devices, device_slots, ram_slots] = GetParam();
   for (unsigned seed = 1; seed <= 4; ++seed) {
     RigOptions options = tiers(rule);
     options.seed = seed;
+    options.num_devices = num_devices;
     options.device_slots = device_slots;
     options.num_slots = ram_slots;
     options.polls_per_copy = 1 + static_cast<int>(seed) * 3;
@@ -75,7 +78,11 @@ TEST_P(RandomTiers, EveryPartComesOnceAndHoldsItsBytes) {
         ASSERT_TRUE(status.ok()) << status.error().message();
         for (const auto& [use, site] : rig.sites()) {
           const bool prefill = uses[static_cast<std::size_t>(use)].num_decode_rows == 0;
-          EXPECT_TRUE(site == kDevice || (site == kHost && !prefill));
+          if (prefill) {
+            EXPECT_EQ(site, rig.home(layer));
+          } else {
+            EXPECT_TRUE(site == kHost || (site.index >= 1 && site.index <= num_devices));
+          }
         }
       }
       rig.expect_consistent_counters();
@@ -93,7 +100,8 @@ TEST_P(RandomTiers, EveryPartComesOnceAndHoldsItsBytes) {
 INSTANTIATE_TEST_SUITE_P(All, RandomTiers,
                          testing::Combine(testing::Values(TierRule::kSchedule, TierRule::kHost,
                                                           TierRule::kAlternate, TierRule::kShare),
-                                          testing::Values(1, 5, 48), testing::Values(4, 9, 48)));
+                                          testing::Values(1, 2), testing::Values(1, 5, 48),
+                                          testing::Values(4, 9, 48)));
 
 TEST(TieredExperts, WhatADeviceHoldsIsNotReadAgain) {
   RigOptions options = tiers(TierRule::kHost);
@@ -140,6 +148,73 @@ TEST(TieredExperts, OnlyWhatIsHotterByAMarginTakesAPlace) {
   EXPECT_EQ(rig.total().promoted_bytes, 2 * rig.arena().slot_bytes());
 }
 
+TEST(TieredExperts, WhatADeviceGivesUpIsNotTheNextToGo) {
+  RigOptions options = tiers(TierRule::kHost);
+  options.num_slots = 5;
+  options.device_slots = 1;
+  ManagerRig rig(options);
+  demand(rig, {0}, 2);
+  demand(rig, {1}, 9);
+  ASSERT_TRUE(on_device(rig, 1));
+  demand(rig, {2, 3, 4});
+  ASSERT_TRUE(rig.manager().cache().resident({1, 0}));  // a slot was free
+  demand(rig, {5});
+  EXPECT_TRUE(rig.manager().cache().resident({1, 0}));
+  EXPECT_FALSE(rig.manager().cache().resident({1, 1}));
+}
+
+// Two of layer 1, whose device has one slot.
+RigOptions two_devices() {
+  RigOptions options = tiers(TierRule::kHost);
+  options.num_devices = 2;
+  options.device_slots = 1;
+  return options;
+}
+
+TEST(TieredExperts, AnotherDeviceTakesWhatTheLayersOwnHasNoRoomFor) {
+  ManagerRig rig(two_devices());
+  demand(rig, {0}, 3);
+  ASSERT_TRUE(on_device(rig, 0));  // its own comes first
+  demand(rig, {1}, 2);             // cooler
+  EXPECT_TRUE(on_device(rig, 1, 1));
+  const std::int64_t read = rig.manager().bytes_read();
+  demand(rig, {0, 1});
+  EXPECT_EQ(rig.sites().at(0), kDevice);
+  EXPECT_EQ(rig.sites().at(1), kOtherDevice);
+  EXPECT_EQ(rig.manager().bytes_read(), read);
+  EXPECT_EQ(rig.total().promoted_bytes, 2 * rig.arena().slot_bytes());  // one copy of each
+}
+
+// Rows of prefill do not go there: the layer's device reads the other's copy, and no drive is read.
+TEST(TieredExperts, PrefillReadsTheCopyOfAnotherDevice) {
+  RigOptions options = two_devices();
+  options.num_slots = options.top_k;
+  ManagerRig rig(options);
+  demand(rig, {0}, 3);
+  demand(rig, {1}, 2);
+  ASSERT_TRUE(on_device(rig, 1, 1));
+  demand(rig, {4, 5, 6, 7});  // displaces both in RAM
+  const std::int64_t read = rig.manager().bytes_read();
+  std::vector<ExpertUse> uses = rig.uses({0, 1}, 6);
+  for (ExpertUse& use : uses) use.num_decode_rows = 0;
+  ASSERT_TRUE(rig.run(1, uses).ok());
+  for (const auto& [use, site] : rig.sites()) EXPECT_EQ(site, kDevice) << use;
+  EXPECT_EQ(rig.manager().bytes_read(), read);
+}
+
+TEST(TieredExperts, AnotherDeviceComputesWhereTheWayThereIsShort) {
+  for (const double travel_us : {0.0, 1e9}) {
+    RigOptions options = eight_a_token();
+    options.num_devices = 2;
+    options.tier_options.travel_us = travel_us;
+    ManagerRig rig(options);
+    demand(rig, kEight, 2);  // in RAM by now
+    int elsewhere = 0;
+    for (const auto& [use, site] : rig.sites()) elsewhere += site == kOtherDevice ? 1 : 0;
+    EXPECT_EQ(elsewhere > 0, travel_us == 0.0) << elsewhere;
+  }
+}
+
 TEST(TieredExperts, PrefillStaysWithTheLayersDevice) {
   RigOptions options = tiers(TierRule::kHost);
   options.tier_options.promotes = false;
@@ -172,6 +247,23 @@ TEST(TieredExperts, SharedExpertsKeepTheDeviceBusy) {
   rig.provider().begin_step(tokens);
   ASSERT_TRUE(rig.run(1, rig.uses(experts)).ok());
   for (const auto& [use, site] : rig.sites()) EXPECT_EQ(site, kHost) << use;
+}
+
+// From step to step, whatever the number of layers.
+TEST(TieredExperts, AlternateAlternates) {
+  RigOptions options = tiers(TierRule::kAlternate);
+  options.num_layers = 2;
+  options.tier_options.promotes = false;
+  ManagerRig rig(options);
+  DeviceId before = kHost;
+  for (int step = 0; step < 4; ++step) {
+    rig.provider().begin_step({});
+    for (const int layer : {1, 2}) ASSERT_TRUE(rig.run(layer, rig.uses({3})).ok());
+    if (step > 0) {
+      EXPECT_NE(rig.sites().at(0), before) << step;
+    }
+    before = rig.sites().at(0);
+  }
 }
 
 TEST(TieredExperts, CostsFollowWhatADeviceMeasured) {

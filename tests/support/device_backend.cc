@@ -27,14 +27,6 @@ TensorView DeviceBackend::inner_view(TensorView view) const {
   return view;
 }
 
-QuantView DeviceBackend::inner_weights(QuantView view) const {
-  if (view.payload == nullptr) return view;
-  CHECK(view.device == device_ || view.device == kHost, "weights of device {} on device {}",
-        view.device.index, device_.index);
-  view.device = kHost;
-  return view;
-}
-
 Result<Tensor> DeviceBackend::allocate(DType dtype, std::int64_t rows, std::int64_t cols) {
   ASSIGN_OR_RETURN(Tensor tensor, ForwardingBackend::allocate(dtype, rows, cols));
   return renamed(std::move(tensor), device_);
@@ -66,9 +58,7 @@ void DeviceBackend::experts(const StepView& step, const ExpertParams& params) {
           device_.index);
     ++num_parts_;
     if (part.device() == kHost) ++num_uploaded_parts_;
-    part.gate = inner_weights(part.gate);
-    part.up = inner_weights(part.up);
-    part.down = inner_weights(part.down);
+    for (QuantView* const matrix : {&part.gate, &part.up, &part.down}) matrix->device = kHost;
   }
   ForwardingBackend::experts(step, {params.x, params.hidden, params.out, params.uses, parts});
 }

@@ -27,7 +27,7 @@ class DeviceBackend final : public ForwardingBackend {
   Result<Tensor> adopt_vector(const TensorView& host) override;
   void wait_for(Backend& other, Event event) override;
   void copy(const TensorView& dst, const TensorView& src) override;
-  // Parts may lie here or on the host.
+  // Parts may lie anywhere.
   void experts(const StepView& step, const ExpertParams& params) override;
 
   // What take_expert_timing() returns next.
@@ -41,7 +41,6 @@ class DeviceBackend final : public ForwardingBackend {
 
  private:
   TensorView inner_view(TensorView view) const override;
-  QuantView inner_weights(QuantView view) const;
 
   DeviceId device_;
   std::optional<ExpertTiming> timing_;

@@ -1,5 +1,7 @@
 #include "tests/support/tiny_engine.h"
 
+#include <algorithm>
+
 namespace stoker::test {
 
 TinyEngine::TinyEngine(const std::string& config, EngineBackends backends, RunnerOptions options,
@@ -56,9 +58,10 @@ std::unique_ptr<ExpertProvider> TinyEngine::in_tiers(std::unique_ptr<ExpertManag
     const int index = backends.dense.empty() ? 0 : backends.dense[layer];
     options.dense_device.push_back(backends.backends[index]->device());
   }
+  const auto num_devices = std::ranges::count_if(
+      backends.backends, [](const auto& backend) { return backend->device() != kHost; });
   auto tiers = TieredExperts::create(std::move(manager), layers, *source_, std::move(slots),
-                                     some_costs(static_cast<int>(backends.backends.size())),
-                                     std::move(options))
+                                     some_costs(static_cast<int>(num_devices)), std::move(options))
                    .value();
   tiers_ = tiers.get();
   return tiers;
