@@ -1,6 +1,6 @@
 // Owners of what CUDA hands out: streams, events, device and pinned memory. All of them only move.
 // Handles travel as void*, so that callers need no CUDA headers. Each belongs to the device that is
-// current when it is created; use() makes a device current for the calling thread.
+// current when it is created; use_device() makes a device current for the calling thread.
 #pragma once
 
 #include <cstdint>

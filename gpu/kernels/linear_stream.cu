@@ -10,8 +10,8 @@
 // Every block takes an equal share of the segments of all pairs (LinearStream), one after another.
 // Warp w takes group w of a segment through a ring of its own, of stages of 4 KiB, which are asked
 // for again as soon as they are in registers; the first ones before the kernel that writes the
-// inputs is done. Warps wait for each other once a segment. Then warp r closes row r, while the
-// others go on. Sums of pairs that blocks share go through memory, at most two pairs a block, and
+// inputs is done. Warps wait for each other once a segment. Then warp r closes rows r and r + 8,
+// while the others go on. Sums of pairs that blocks share go through memory, at most two pairs a block, and
 // the last block to have some of them adds them.
 #include <algorithm>
 
@@ -135,7 +135,7 @@ class GroupRing {
   int oldest_ = 0;
 };
 
-// Adds a row's segments, an output a lane: a warp for each row.
+// Adds a row's segments, an output a lane.
 class RowSums {
  public:
   __device__ RowSums(const Plan& plan, int block, int begin, int end, int row)

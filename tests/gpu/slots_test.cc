@@ -1,4 +1,4 @@
-// Slots for experts in device memory. Experts that are computed from slots: products_test.cc.
+// Slots for experts in device memory. Experts that are computed from slots: experts_test.cc.
 #include <gtest/gtest.h>
 
 #include <chrono>
