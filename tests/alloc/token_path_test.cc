@@ -5,12 +5,14 @@
 
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
 
 #include "core/runtime/expert_costs.h"
 #include "core/runtime/scheduler.h"
 #include "core/runtime/session.h"
 #include "cpu/factory.h"
+#include "tests/support/device_backend.h"
 #include "tests/support/published_configs.h"
 #include "tests/support/tiny_engine.h"
 
@@ -97,6 +99,70 @@ TEST_P(TokenPathTest, AllocatesNothingAfterWarmUp) {
   };
   decode_allocations(test::random_tokens(100, engine.config().vocab_size, 1));
   EXPECT_EQ(decode_allocations(test::random_tokens(100, engine.config().vocab_size, 2)), 0);
+}
+
+// Takes all parts of a demand and checks them, but computes none.
+void take_all(ExpertProvider& experts, int layer, std::span<const ExpertUse> uses) {
+  Result<ExpertSetPtr> set = experts.demand(layer, uses);
+  ASSERT_TRUE(set.ok());
+  ExpertPart parts[16];
+  while (!(*set)->exhausted()) {
+    const std::size_t ready = (*set)->take_ready(parts);
+    for (const ExpertPart& part : std::span(parts, ready)) (void)part.passes_guard();
+    if (ready > 0) continue;
+    ASSERT_TRUE((*set)->status().ok());
+    if ((*set)->waits_for_slots()) {
+      (*set)->retire_taken();
+    } else {
+      experts.wait(std::chrono::milliseconds(1));
+    }
+  }
+}
+
+// Experts come and go in RAM and on two devices, and are promoted.
+TEST(TieredExpertsAllocations, AreNoneAfterWarmUp) {
+  if (STOKER_COUNTS_ALLOCATIONS == 0) GTEST_SKIP() << "a sanitizer owns the allocator";
+  Team team(1);
+  const auto host = [&] { return make_cpu_backend({.isa = best_isa(), .team = &team}).value(); };
+  EngineBackends backends;
+  for (const int device : {1, 2}) {
+    backends.backends.push_back(std::make_unique<test::DeviceBackend>(host(), DeviceId{device}));
+  }
+  backends.backends.push_back(host());
+  backends.dense = {0, 0, 1, 1};
+  test::TinyPaging paging;
+  paging.num_slots = 13;
+  paging.prepare_experts = true;
+  paging.reader.keeps_log = false;
+  paging.tiers = test::TinyTiers{.num_slots = 5};
+  test::TinyEngine engine(test::tiny_config(), std::move(backends), test::kTinyRunner, nullptr,
+                          paging);
+  ExpertProvider& experts = engine.runner().experts();
+  const std::int32_t row = 0;
+  const float weight = 1.0f;
+  const auto decode = [&](int num_steps, int first_expert) {
+    for (int step = 0; step < num_steps; ++step) {
+      experts.begin_step({});
+      for (const int layer : {1, 2, 3}) {
+        ExpertUse uses[2];
+        for (int i = 0; i < 2; ++i) {
+          uses[i].expert = first_expert + 5 * i;
+          uses[i].rows = {&row, 1};
+          uses[i].weights = {&weight, 1};
+          uses[i].slot_begin = i;
+          uses[i].num_decode_rows = 1;
+        }
+        take_all(experts, layer, uses);
+      }
+    }
+  };
+  for (const int first_expert : {0, 1, 2}) decode(20, first_expert);
+  decode(100, 3);  // hotter than what the devices hold
+  const std::int64_t promoted = engine.runner().expert_counters().promoted_bytes;
+  const long before = num_allocations;
+  decode(400, 4);
+  EXPECT_EQ(num_allocations, before);
+  EXPECT_GT(engine.runner().expert_counters().promoted_bytes, promoted);
 }
 
 TEST(SchedulerAllocations, AreNoneAfterConstruction) {
