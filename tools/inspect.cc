@@ -57,7 +57,8 @@ Command add_inspect(CLI::App& program) {
   add_model_argument(*app, flags->model);
   app->add_option("--store", flags->expert_dirs,
                   "Directories that hold a packed model's expert files instead of its own, A,B")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->allow_extra_args(false);
   app->add_flag("--machine", flags->machine,
                 "This machine: cores, caches, NUMA nodes, GPUs, drives, instruction sets (and the "
                 "model only if MODEL is given)");

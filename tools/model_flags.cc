@@ -1,8 +1,24 @@
 #include "tools/model_flags.h"
 
+#include <fmt/format.h>
+
 #include <charconv>
 
 namespace stoker::tools {
+namespace {
+
+// Whether it can be one is all that is asked here; the machine has its say when it is looked at.
+std::string check_gpu(const std::string& text) {
+  constexpr int kMostGpus = 1024;
+  int gpu = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), gpu);
+  if (error == std::errc() && end == text.data() + text.size() && gpu >= 0 && gpu < kMostGpus)
+    return {};
+  return fmt::format("\"{}\" is not the number of a GPU: a whole number from 0 to {}", text,
+                     kMostGpus - 1);
+}
+
+}  // namespace
 
 Result<std::int64_t> parse_size(std::string_view text) {
   std::int64_t number = 0;
@@ -71,7 +87,8 @@ void add_model_flags(CLI::App& app, ModelFlags& flags) {
   app.add_option("--store", flags.store,
                  "Directories to take a packed model's expert files from, instead of its own; on "
                  "several drives they are read together, and a file found twice is a mirror")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->allow_extra_args(false);
   app.add_option("--io", flags.io, "How drives are read; auto: io_uring where it can be had")
       ->check(CLI::IsMember({"auto", "uring", "pread"}))
       ->capture_default_str();
@@ -85,7 +102,8 @@ void add_model_flags(CLI::App& app, ModelFlags& flags) {
                  "GPUs to run on, e.g. 0,1 (default: all); layers are shared out "
                  "in this order, and a GPU may be named twice")
       ->delimiter(',')
-      ->check(CLI::NonNegativeNumber);
+      ->allow_extra_args(false)
+      ->check(check_gpu);
   app.add_option("--vram", flags.vram,
                  "Memory that each of them may take, e.g. 24GiB (default: what it has to spare); "
                  "what weights and caches leave holds the most used experts");

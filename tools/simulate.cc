@@ -335,13 +335,16 @@ void add_replay_flags(CLI::App& app, SimulateFlags& flags, CLI::Option* trace) {
   app.add_option("--ram", flags.ram,
                  "Sizes of the expert cache (default: of 10, 25 and 40 % of all experts)")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->needs(trace);
   app.add_option("--slots", flags.slots, "The same, in experts")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->check(CLI::PositiveNumber)
       ->needs(trace);
   app.add_option("--drive", flags.drives, "GB/s of the drive, or 2x7 for two of 7 (default 7)")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->needs(trace);
   app.add_option("--latency-us", flags.latency_us, "Of a read (default 100)")
       ->check(CLI::NonNegativeNumber);
@@ -350,14 +353,17 @@ void add_replay_flags(CLI::App& app, SimulateFlags& flags, CLI::Option* trace) {
   app.add_option("--policy", flags.policies,
                  fmt::format("Who is evicted (default {})", flags.policies.front()))
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->check(CLI::IsMember(policies));
   app.add_option("--prefetch", flags.prefetch,
                  "Whether to read ahead; always: even where it does not pay (default on)")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->check(CLI::IsMember({"on", "off", "always"}));
   app.add_option("--predictor", flags.predictors,
                  "Whose guesses: the trace's, the token before, or what will come (default gate)")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->check(CLI::IsMember({"gate", "previous", "perfect"}));
   app.add_option("--memory", flags.memory,
                  "GB/s at which weights are read from memory, which is what computing costs "

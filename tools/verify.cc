@@ -86,7 +86,8 @@ Command add_verify(CLI::App& program) {
   app->add_option("STORE", flags->store, "Directory of the store")->required();
   app->add_option("--store", flags->expert_dirs,
                   "Directories that hold its expert files instead, A,B; every copy is checked")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->allow_extra_args(false);
   app->add_flag("--json", flags->json, "One JSON object");
   return {app, [flags] { return run(*flags); }};
 }

@@ -141,6 +141,23 @@ class Generate(ProgramTest):
                           ["chat", "--logit-bias", "5"], ["render"], ["nonsense"], []):
             self.assertEqual(run(*arguments)[0], 2, arguments)
 
+    def test_lists_leave_the_model_alone(self):
+        def message(*arguments):
+            status, _, err = run("generate", "--prompt", "hi", "--backend", "cpu", *arguments)
+            self.assertNotEqual(status, 0)
+            return err
+        for lists in (["--devices", "0"], ["--devices", "0,1"], ["--devices", "0", "--devices", "1"]):
+            self.assertIn("--devices is for --backend cuda", message(*lists, self.model))
+            self.assertIn("/no/such/model is not a directory", message(*lists, "/no/such/model"))
+        for lists in (["--store", "/no/a"], ["--store", "/no/a,/no/b"], ["--store", "/no/a", "--store", "/no/b"]):
+            self.assertIn(f"{self.model} is a published checkpoint", message(*lists, self.model))
+            self.assertIn("/no/such/model is not a directory", message(*lists, "/no/such/model"))
+
+    def test_numbers_of_gpus(self):
+        for number in ("-1", "0.5", "1024", "99999999999", "x", "0,x"):
+            self.fail_with("is not the number of a GPU: a whole number from 0 to 1023", "generate", "--devices", number,
+                           "--prompt", "hi", self.model, expected=2)
+
     def test_damaged_models(self):
         broken = self.scratch / "broken"
         shutil.copytree(self.model, broken)

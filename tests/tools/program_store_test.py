@@ -121,7 +121,9 @@ class Store(ProgramTest):
         report = json.loads(self.succeed("inspect", store, "--store", places, "--json"))["model"]
         self.assertEqual([(pathlib.Path(f["path"]).parent, f["copy"]) for f in report["expert_files"]],
                          [(dirs[0], 0), (dirs[1], 1), (dirs[0], 0)])
+        self.assertEqual(json.loads(self.succeed("inspect", "--store", places, store, "--json"))["model"], report)
         self.assertIn("all good", self.succeed("verify", store, "--store", places))
+        self.assertIn("all good", self.succeed("verify", "--store", places, store))
         self.fail_with("is not a directory", "inspect", store, "--store", self.scratch / "drive-c")
 
     def test_synth(self):
