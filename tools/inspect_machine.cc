@@ -17,15 +17,21 @@ std::vector<std::string_view> isa_names(const std::vector<Isa>& isas) {
   return names;
 }
 
-JsonValue gpu_to_json(const GpuInfo& gpu) {
-  JsonObject object;
-  object.add("name", gpu.name)
-      .add("bus_id", gpu.bus_id)
-      .add("total_bytes", gpu.total_bytes)
-      .add("free_bytes", gpu.free_bytes)
-      .add("compute_capability", fmt::format("{}.{}", gpu.compute_major, gpu.compute_minor))
-      .add("multiprocessors", gpu.num_multiprocessors);
-  return std::move(object).build();
+JsonValue gpus_to_json(const std::vector<GpuInfo>& gpus) {
+  JsonArray array;
+  for (std::size_t index = 0; index < gpus.size(); ++index) {
+    const GpuInfo& gpu = gpus[index];
+    JsonObject object;
+    object.add("index", static_cast<std::int64_t>(index))
+        .add("name", gpu.name)
+        .add("bus_id", gpu.bus_id)
+        .add("total_bytes", gpu.total_bytes)
+        .add("free_bytes", gpu.free_bytes)
+        .add("compute_capability", fmt::format("{}.{}", gpu.compute_major, gpu.compute_minor))
+        .add("multiprocessors", gpu.num_multiprocessors);
+    array.push_back(std::move(object).build());
+  }
+  return JsonValue(std::move(array));
 }
 
 JsonValue drive_to_json(const BlockDrive& drive) {
@@ -75,7 +81,7 @@ JsonValue machine_to_json(const MachineReport& report) {
       .add("memory_available_bytes", cpu.memory_available_bytes)
       .add("isas", json_array(isa_names(cpu.isas)))
       .add("isa_chosen", isa_name(cpu.chosen))
-      .add("gpus", list(report.gpus, gpu_to_json))
+      .add("gpus", gpus_to_json(report.gpus))
       .add("cuda", report.cuda)
       .add("drives", list(cpu.drives, drive_to_json));
   return std::move(object).build();
@@ -101,8 +107,9 @@ std::string machine_to_text(const MachineReport& report) {
                  human_bytes(cpu.memory_available_bytes));
   fmt::format_to(out, "instructions  {}; chosen: {}\n", fmt::join(isa_names(cpu.isas), ", "),
                  isa_name(cpu.chosen));
-  for (const GpuInfo& gpu : report.gpus) {
-    fmt::format_to(out, "GPU           {}, {}, {} free, compute capability {}.{}, {} SMs, {}\n",
+  for (std::size_t index = 0; index < report.gpus.size(); ++index) {
+    const GpuInfo& gpu = report.gpus[index];
+    fmt::format_to(out, "GPU {:<9} {}, {}, {} free, compute capability {}.{}, {} SMs, {}\n", index,
                    gpu.name, human_bytes(gpu.total_bytes), human_bytes(gpu.free_bytes),
                    gpu.compute_major, gpu.compute_minor, gpu.num_multiprocessors, gpu.bus_id);
   }

@@ -4,6 +4,8 @@
 
 #include <charconv>
 
+#include "core/runtime/scheduler.h"
+
 namespace stoker::tools {
 namespace {
 
@@ -99,8 +101,10 @@ void add_model_flags(CLI::App& app, ModelFlags& flags) {
       ->check(CLI::IsMember({"on", "off"}))
       ->capture_default_str();
   app.add_option("--devices", flags.devices,
-                 "GPUs to run on, e.g. 0,1 (default: all); layers are shared out "
-                 "in this order, and a GPU may be named twice")
+                 fmt::format("GPUs to run on, e.g. 0,1, numbered as `inspect --machine` lists them "
+                             "(default: all, at most {}); layers are shared out in this order, "
+                             "and a GPU may be named twice",
+                             kMaxScheduledDevices))
       ->delimiter(',')
       ->allow_extra_args(false)
       ->check(check_gpu);

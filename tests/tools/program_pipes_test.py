@@ -202,7 +202,16 @@ class Inspect(ProgramTest):
         self.assertEqual(list(out), ["machine"])
         self.assertGreaterEqual(out["machine"]["cores"], 1)
         self.assertIn(out["machine"]["isa_chosen"], out["machine"]["isas"])
-        self.assertIn("instructions", self.succeed("inspect", "--machine"))
+        text = self.succeed("inspect", "--machine")
+        self.assertIn("instructions", text)
+        gpus = out["machine"]["gpus"]
+        self.assertEqual([gpu["index"] for gpu in gpus], list(range(len(gpus))))
+        for gpu in gpus:
+            self.assertIn(f"GPU {gpu['index']}", text)
+
+    def test_help_says_how_gpus_are_numbered(self):
+        text = " ".join(self.succeed("generate", "--help").split())
+        self.assertIn("numbered as `inspect --machine` lists them (default: all, at most 16)", text)
 
     def test_help_of_every_command(self):
         for command in ["chat", "generate", "tokenize", "render", "eval", "inspect"]:
