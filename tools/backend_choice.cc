@@ -14,14 +14,14 @@ namespace {
 Result<DType> parse_activations(const std::string& value) {
   if (value == "bf16") return DType::kBf16;
   if (value == "f32") return DType::kF32;
-  return make_error(ErrorCode::kInvalidArgument, "--activations {}: bf16 or f32", value);
+  return make_error(ErrorCode::kUsage, "--activations {}: bf16 or f32", value);
 }
 
 Result<KvFormat> parse_kv_cache(const std::string& value) {
   for (const KvFormat format : {KvFormat::kBf16, KvFormat::kF32, KvFormat::kFp8}) {
     if (value == kv_format_name(format)) return format;
   }
-  return make_error(ErrorCode::kInvalidArgument, "--kv-cache {}: bf16, f32 or fp8", value);
+  return make_error(ErrorCode::kUsage, "--kv-cache {}: bf16, f32 or fp8", value);
 }
 
 Result<BackendChoice> make_cpu(const ModelFlags& flags, BackendTypes types) {
@@ -44,7 +44,7 @@ Result<BackendTypes> backend_types(const ModelFlags& flags) {
   for (const auto& [flag, value] :
        {std::pair("activations", flags.activations), {"kv-cache", flags.kv_cache}}) {
     if (reference && !value.empty() && value != "f32") {
-      return make_error(ErrorCode::kInvalidArgument,
+      return make_error(ErrorCode::kUsage,
                         "--backend reference computes in f32 only; leave --{} {} out", flag, value);
     }
   }

@@ -175,10 +175,6 @@ Status ModelBench::prepare() {
 }
 
 Status ModelBench::choose_variants() {
-  if (flags_.compare_prefetch && flags_.compare_sites) {
-    return make_error(ErrorCode::kInvalidArgument,
-                      "--compare-prefetch and --compare-sites: one at a time");
-  }
   if (flags_.compare_sites && model_.tiers == nullptr) {
     return make_error(ErrorCode::kInvalidArgument,
                       "--compare-sites needs --backend cuda and a model with routed experts");
@@ -406,6 +402,12 @@ void print_text(const Json& json, const std::string& prefix = "") {
 }  // namespace
 
 Result<int> bench_model(const ModelBenchFlags& flags, const Gpus* gpus) {
+  if (flags.compare_prefetch && flags.compare_sites) {
+    return make_error(ErrorCode::kUsage, "--compare-prefetch and --compare-sites: one at a time");
+  }
+  if (flags.compare_sites && flags.model.backend != "cuda" && flags.model.backend != "auto") {
+    return make_error(ErrorCode::kUsage, "--compare-sites is for --backend cuda");
+  }
   ModelFlags model_flags = flags.model;
   model_flags.ctx = flags.context + flags.tokens;
   LoadOptions options;

@@ -9,8 +9,8 @@
 
 namespace stoker::tools {
 
-// What main() dispatches on. `run` returns the exit status, or an Error that main() prints (status
-// 1).
+// What main() dispatches on. `run` returns the exit status, or an Error that main() prints: status
+// 2 for kUsage, else 1.
 struct Command {
   CLI::App* app = nullptr;
   std::function<Result<int>()> run;

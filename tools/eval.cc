@@ -122,7 +122,7 @@ Status run_chunks(Runner& runner, std::span<const TokenId> tokens, int chunk, St
 
 Result<int> run(EvalFlags& flags) {
   if (flags.tokens.empty() == flags.text.empty()) {
-    return Error(ErrorCode::kInvalidArgument, "give either --tokens FILE or --text FILE");
+    return Error(ErrorCode::kUsage, "give either --tokens FILE or --text FILE");
   }
   ASSIGN_OR_RETURN(const std::vector<TokenId> tokens, tokens_of(flags));
   const int num_tokens = static_cast<int>(tokens.size());

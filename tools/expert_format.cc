@@ -22,12 +22,12 @@ Result<QuantSpec> expert_spec_of(const ExpertFormatFlags& flags) {
     const int fallback = flags.experts == "int4" ? 64 : 128;
     name = fmt::format("{}_g{}", flags.experts, flags.group == 0 ? fallback : flags.group);
   } else if (flags.group != 0) {
-    return make_error(ErrorCode::kInvalidArgument,
+    return make_error(ErrorCode::kUsage,
                       "--group is for int4 and int8; fp8 has blocks of 128 x 128");
   }
   const std::optional<QuantSpec> spec = parse_quant_spec(name);
   if (!spec) {
-    return make_error(ErrorCode::kInvalidArgument, "--experts {} has no --group {}", flags.experts,
+    return make_error(ErrorCode::kUsage, "--experts {} has no --group {}", flags.experts,
                       flags.group);
   }
   return *spec;

@@ -46,8 +46,7 @@ Result<TierRule> parse_rule(const std::string& value) {
   if (value == "host") return TierRule::kHost;
   if (value == "device") return TierRule::kDevice;
   if (value == "alternate") return TierRule::kAlternate;
-  return make_error(ErrorCode::kInvalidArgument, "--expert-site {}: auto, host, device, alternate",
-                    value);
+  return make_error(ErrorCode::kUsage, "--expert-site {}: auto, host, device, alternate", value);
 }
 
 // The first flag that says something of GPUs; null if none does.
@@ -59,15 +58,15 @@ const char* flag_about_gpus(const ModelFlags& flags) {
   return nullptr;
 }
 
+bool may_use_gpus(const ModelFlags& flags) {
+  return flags.backend == "cuda" || flags.backend == "auto";
+}
+
 Result<std::vector<int>> chosen_gpus(const ModelFlags& flags, int num_gpus) {
   std::vector<int> chosen = flags.devices;
   if (chosen.empty()) {
     chosen.resize(static_cast<std::size_t>(std::min(num_gpus, kMaxScheduledDevices)));
     std::iota(chosen.begin(), chosen.end(), 0);
-  }
-  if (static_cast<int>(chosen.size()) > kMaxScheduledDevices) {
-    return make_error(ErrorCode::kInvalidArgument, "--devices names {}; {} are the most",
-                      chosen.size(), kMaxScheduledDevices);
   }
   for (const int gpu : chosen) {
     if (gpu >= 0 && gpu < num_gpus) continue;
@@ -79,6 +78,19 @@ Result<std::vector<int>> chosen_gpus(const ModelFlags& flags, int num_gpus) {
 }
 
 }  // namespace
+
+Status check_gpu_flags(const ModelFlags& flags) {
+  const char* const flag = flag_about_gpus(flags);
+  if (flag != nullptr && !may_use_gpus(flags)) {
+    return make_error(ErrorCode::kUsage, "--{} is for --backend cuda", flag);
+  }
+  if (flags.devices.size() > kMaxScheduledDevices) {
+    return make_error(ErrorCode::kUsage, "--devices names {}; {} are the most",
+                      flags.devices.size(), kMaxScheduledDevices);
+  }
+  if (const auto rule = parse_rule(flags.expert_site); !rule.ok()) return rule.error();
+  return {};
+}
 
 DeviceNeed device_need(const ModelConfig& config, const storage::ModelSource& source,
                        BackendTypes types, const RunnerOptions& options) {
@@ -112,14 +124,10 @@ Result<std::optional<DevicePlan>> place_on_gpus(const ModelFlags& flags, const M
                                                 const storage::ModelSource& source,
                                                 BackendTypes types, const RunnerOptions& options,
                                                 const Gpus& gpus) {
-  const char* const gpu_flag = flag_about_gpus(flags);
-  if (flags.backend != "cuda" && flags.backend != "auto") {
-    if (gpu_flag == nullptr) return std::optional<DevicePlan>();
-    return make_error(ErrorCode::kInvalidArgument, "--{} is for --backend cuda", gpu_flag);
-  }
+  RETURN_IF_ERROR(check_gpu_flags(flags));
+  if (!may_use_gpus(flags)) return std::optional<DevicePlan>();
   // Who says nothing of GPUs gets those that suffice.
-  const bool asked_for = flags.backend == "cuda" || gpu_flag != nullptr;
-  if (const auto rule = parse_rule(flags.expert_site); !rule.ok()) return rule.error();
+  const bool asked_for = flags.backend == "cuda" || flag_about_gpus(flags) != nullptr;
   std::int64_t vram_bytes = 0;
   if (!flags.vram.empty()) {
     ASSIGN_OR_RETURN(vram_bytes, parse_size(flags.vram), "--vram");

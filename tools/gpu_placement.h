@@ -22,6 +22,9 @@
 
 namespace stoker::tools {
 
+// That what the flags say of GPUs goes together, and with --backend; else kUsage. Asks no machine.
+Status check_gpu_flags(const ModelFlags& flags);
+
 // What a model takes of the devices that run its dense part. Weights are counted in the form that
 // products read them in, each in memory of its own.
 DeviceNeed device_need(const ModelConfig& config, const storage::ModelSource& source,

@@ -38,7 +38,7 @@ int run(int argc, char** argv) {
     // The user or the reader of our output wants no more: nothing to complain about.
     if (status.error().code() == ErrorCode::kCancelled) return 0;
     fmt::print(stderr, "stoker: {}\n", status.error().message());
-    return 1;
+    return status.error().code() == ErrorCode::kUsage ? 2 : 1;
   }
   return 2;
 }

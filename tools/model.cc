@@ -134,7 +134,8 @@ Result<LoadedModel> load_model(const ModelFlags& flags, LoadOptions wanted) {
   LoadedModel model;
   model.clock = std::make_unique<SteadyClock>();
   const std::int64_t start_us = model.clock->now_us();
-  // 1. What is there, and whether it fits.
+  // 1. What is asked for, what is there, and whether it fits.
+  RETURN_IF_ERROR(check_gpu_flags(flags));
   ASSIGN_OR_RETURN(model.directory, model_directory(flags.model));
   ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::load(model.directory));
   std::int64_t ram_bytes = 0;
@@ -144,8 +145,6 @@ Result<LoadedModel> load_model(const ModelFlags& flags, LoadOptions wanted) {
   const std::vector<std::filesystem::path> store(flags.store.begin(), flags.store.end());
   ASSIGN_OR_RETURN(model.source, storage::open_model(model.directory, config, store));
   model.bytes = model.source->category_bytes();
-  const std::string name = model.directory.lexically_normal().filename().string();
-  ASSIGN_OR_RETURN(model.record, RunRecord::create(flags, config, name));
   ASSIGN_OR_RETURN(const BackendTypes types, backend_types(flags));
   RETURN_IF_ERROR(config.check_kv_format(types.kv), "--kv-cache {}", kv_format_name(types.kv));
   const RunnerOptions options = runner_options(flags, config, types, wanted);
@@ -156,6 +155,8 @@ Result<LoadedModel> load_model(const ModelFlags& flags, LoadOptions wanted) {
       memory_need(config, *model.source, types, options, /*on_gpus=*/plan.has_value());
   ASSIGN_OR_RETURN(const int num_slots,
                    plan_slots(need, ram_bytes, MachineInfo::detect().memory_available_bytes));
+  const std::string name = model.directory.lexically_normal().filename().string();
+  ASSIGN_OR_RETURN(model.record, RunRecord::create(flags, config, name));
   // 2. Experts in RAM; their threads before the Team pins this one.
   std::unique_ptr<ExpertManager> experts;
   if (num_slots > 0) {

@@ -40,8 +40,8 @@ Result<std::int64_t> parse_size(std::string_view text) {
     if (error == std::errc() && suffix == unit && number >= 0 && number <= INT64_MAX / factor)
       return number * factor;
   }
-  return make_error(ErrorCode::kInvalidArgument,
-                    "\"{}\" is not a size; write it as 512MiB, 48GiB or 24GB", text);
+  return make_error(ErrorCode::kUsage, "\"{}\" is not a size; write it as 512MiB, 48GiB or 24GB",
+                    text);
 }
 
 Result<std::filesystem::path> model_directory(const std::string& model) {

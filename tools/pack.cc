@@ -32,7 +32,7 @@ Result<storage::PackOptions> options_of(const PackFlags& flags,
   ExpertFormatFlags format = flags.format;
   if (format.experts == "stored") {
     if (format.group == 0) return options;
-    return make_error(ErrorCode::kInvalidArgument,
+    return make_error(ErrorCode::kUsage,
                       "--experts stored keeps what is there; --group "
                       "has no meaning for it");
   }

@@ -32,6 +32,18 @@ void override_with(const std::optional<T>& flag, T& value) {
   if (flag) value = *flag;
 }
 
+// All but those that need more than to be copied.
+void override_with(const SamplingFlags& flags, SamplerOptions& options) {
+  override_with(flags.temperature, options.temperature);
+  if (flags.greedy) options.temperature = 0.0f;
+  override_with(flags.top_p, options.top_p);
+  override_with(flags.top_k, options.top_k);
+  override_with(flags.min_p, options.min_p);
+  override_with(flags.repetition_penalty, options.repetition_penalty);
+  override_with(flags.presence_penalty, options.presence_penalty);
+  override_with(flags.frequency_penalty, options.frequency_penalty);
+}
+
 std::uint64_t new_seed() {
   std::random_device device;
   return (std::uint64_t{device()} << 32) | device();
@@ -72,19 +84,18 @@ void add_sampling_flags(CLI::App& app, SamplingFlags& flags) {
 
 Result<SamplerOptions> sampler_options(const SamplingFlags& flags, SamplerOptions defaults,
                                        int vocab_size) {
+  // On their own first: what is wrong then does not come from the model's files.
+  SamplerOptions alone;
+  override_with(flags, alone);
+  if (const Status status = validate(alone, vocab_size); !status.ok()) {
+    return Error(ErrorCode::kUsage, status.error().message());
+  }
   SamplerOptions options = std::move(defaults);
-  override_with(flags.temperature, options.temperature);
-  if (flags.greedy) options.temperature = 0.0f;
-  override_with(flags.top_p, options.top_p);
-  override_with(flags.top_k, options.top_k);
-  override_with(flags.min_p, options.min_p);
-  override_with(flags.repetition_penalty, options.repetition_penalty);
-  override_with(flags.presence_penalty, options.presence_penalty);
-  override_with(flags.frequency_penalty, options.frequency_penalty);
+  override_with(flags, options);
   options.seed = flags.seed ? *flags.seed : new_seed();
   for (const std::string& text : flags.logit_bias) {
     const std::optional<std::pair<TokenId, float>> bias = parse_bias(text);
-    if (!bias) return Error(ErrorCode::kInvalidArgument, check_bias(text));
+    if (!bias) return Error(ErrorCode::kUsage, check_bias(text));
     options.logit_bias.push_back(*bias);
   }
   RETURN_IF_ERROR(validate(options, vocab_size));

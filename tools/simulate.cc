@@ -74,7 +74,7 @@ Result<ModelConfig> load_config(const std::string& model) {
 
 Status make_trace(const SimulateFlags& flags, const ModelConfig& config) {
   if (flags.prefill > flags.tokens) {
-    return make_error(ErrorCode::kInvalidArgument, "--prefill {} of --tokens {}", flags.prefill,
+    return make_error(ErrorCode::kUsage, "--prefill {} of --tokens {}", flags.prefill,
                       flags.tokens);
   }
   GeneratedTrace wanted;
@@ -100,8 +100,8 @@ Result<std::vector<ModelledDrive>> parse_drives(const std::string& text, std::in
     speed = 0.0;
   }
   if (!(speed > 0.0) || !std::isfinite(speed) || count < 1 || count > 64) {
-    return make_error(ErrorCode::kInvalidArgument,
-                      "--drive {}: write GB/s, 7, or 2x7 for two such drives", text);
+    return make_error(ErrorCode::kUsage, "--drive {}: write GB/s, 7, or 2x7 for two such drives",
+                      text);
   }
   ModelledDrive drive;
   drive.bytes_per_second = speed * 1e9;
@@ -287,8 +287,7 @@ Status replay(const SimulateFlags& flags, const ModelConfig& config, const Routi
   ASSIGN_OR_RETURN(const std::vector<int> slots, slots_of(flags, config, slot_bytes));
   ASSIGN_OR_RETURN(const std::vector<Setup> setups, setups_of(flags, slots, costs));
   if (!flags.stats.empty() && setups.size() > 1) {
-    return make_error(ErrorCode::kInvalidArgument, "--stats is of one run, and these are {}",
-                      setups.size());
+    return make_error(ErrorCode::kUsage, "--stats is of one run, and these are {}", setups.size());
   }
   std::unique_ptr<StatsFile> stats;
   if (!flags.stats.empty()) {
@@ -316,7 +315,7 @@ Status replay(const SimulateFlags& flags, const ModelConfig& config, const Routi
 
 Result<int> run(const SimulateFlags& flags) {
   if (flags.make_trace.empty() && flags.trace.empty()) {
-    return Error(ErrorCode::kInvalidArgument, "give --trace FILE, or --make-trace FILE");
+    return Error(ErrorCode::kUsage, "give --trace FILE, or --make-trace FILE");
   }
   std::optional<RoutingTrace> trace;
   if (!flags.trace.empty()) {

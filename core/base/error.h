@@ -16,6 +16,7 @@ namespace stoker {
 
 enum class ErrorCode {
   kInvalidArgument,  // the caller or the user asked for something that makes no sense
+  kUsage,            // flags of a command line make no sense, whatever the files and the machine
   kNotFound,         // a file, tensor or field is missing
   kCorrupt,          // bytes that contradict themselves or their description
   kUnsupported,      // well formed, but not something we can do

@@ -15,6 +15,7 @@ TEST(ParseSize, ReadsBinaryAndDecimalUnits) {
   for (const char* bad : {"", "GB", "-1GB", "1.5GB", "12 GB", "3gib", "99999999TiB"}) {
     const auto size = parse_size(bad);
     ASSERT_FALSE(size.ok()) << bad;
+    EXPECT_EQ(size.error().code(), ErrorCode::kUsage);
     EXPECT_NE(size.error().message().find("is not a size; write it as 512MiB"), std::string::npos);
   }
 }

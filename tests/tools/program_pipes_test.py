@@ -127,7 +127,6 @@ class Generate(ProgramTest):
 
     def test_what_is_refused(self):
         ask = ["generate", self.model, "--prompt", "hi"]
-        self.fail_with("top_p is 0", *ask, "--top-p", "0")
         self.fail_with("names token 5000", *ask, "--logit-bias", "5000=1")
         self.fail_with("cannot open", "generate", self.model, "--prompt-file", "/no/such/file")
         self.fail_with("tools", *ask, "--chat-format", "v3", "--tools", self.write("t.json", json.dumps(TOOLS)))
@@ -140,6 +139,27 @@ class Generate(ProgramTest):
                           ["generate", "--prompt", "a", "--thinking", "maybe"], ["generate", "--prompt", "a", "-n", "0"],
                           ["chat", "--logit-bias", "5"], ["render"], ["nonsense"], []):
             self.assertEqual(run(*arguments)[0], 2, arguments)
+
+    def test_flags_that_do_not_go_together(self):
+        stats = self.write("stats.json", "kept")
+        ask = ["generate", self.model, "--prompt", "hi", "--stats", stats]
+        for backend in ("cpu", "reference"):
+            for flag in (["--vram", "1GiB"], ["--devices", "0"], ["--expert-site", "host"],
+                         ["--expert-arithmetic", "fast"]):
+                self.fail_with(f"{flag[0]} is for --backend cuda", *ask, "--backend", backend, *flag, expected=2)
+        self.fail_with("--devices names 17; 16 are the most", *ask, "--devices", ",".join(["0"] * 17), expected=2)
+        self.fail_with("leave --kv-cache fp8 out", *ask, "--backend", "reference", "--kv-cache", "fp8", expected=2)
+        self.fail_with("--ram: \"much\" is not a size", *ask, "--ram", "much", expected=2)
+        self.fail_with("--vram: \"much\" is not a size", *ask, "--vram", "much", expected=2)
+        self.fail_with("top_p is 0", *ask, "--top-p", "0", expected=2)
+        self.assertEqual(stats.read_text(), "kept")
+        self.fail_with("--tokens FILE or --text FILE", "eval", self.model, expected=2)
+        self.fail_with("one at a time", "bench", self.model, "--compare-sites", "--compare-prefetch", expected=2)
+        self.fail_with("--compare-sites is for --backend cuda", "bench", self.model, "--backend", "cpu",
+                       "--compare-sites", expected=2)
+        self.fail_with("give --trace FILE", "simulate", self.model, expected=2)
+        self.fail_with("--prefill 9 of --tokens 8", "simulate", self.model, "--make-trace", self.scratch / "trace",
+                       "--tokens", "8", "--prefill", "9", expected=2)
 
     def test_lists_leave_the_model_alone(self):
         def message(*arguments):

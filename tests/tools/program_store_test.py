@@ -53,9 +53,11 @@ class Store(ProgramTest):
             report = json.loads(self.succeed("inspect", store, "--json"))["model"]
             self.assertEqual(report["experts"]["format"], "int4_g" + group)
         out = self.scratch / "none"
-        self.fail_with("int8 has no --group 64", "pack", self.model, "--out", out, "--experts", "int8", "--group", "64")
-        self.fail_with("--group", "pack", self.model, "--out", out, "--experts", "fp8", "--group", "64")
-        self.fail_with("--group", "pack", self.model, "--out", out, "--experts", "stored", "--group", "64")
+        self.fail_with("int8 has no --group 64", "pack", self.model, "--out", out, "--experts", "int8", "--group", "64",
+                       expected=2)
+        self.fail_with("--group", "pack", self.model, "--out", out, "--experts", "fp8", "--group", "64", expected=2)
+        self.fail_with("--group", "pack", self.model, "--out", out, "--experts", "stored", "--group", "64",
+                       expected=2)
         self.fail_with("--group", "pack", self.model, "--out", out, "--group", "48", expected=2)
         self.fail_with("--experts", "pack", self.model, "--out", out, "--experts", "fp4", expected=2)
         self.assertFalse(out.exists())

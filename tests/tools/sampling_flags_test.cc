@@ -63,6 +63,8 @@ TEST(SamplingFlags, ValuesOutsideTheirRangeAreNamed) {
   EXPECT_THAT(options_of("--top-p 0").error().message(), HasSubstr("top_p is 0"));
   EXPECT_THAT(options_of("--min-p 2").error().message(), HasSubstr("min_p is 2"));
   EXPECT_THAT(options_of("--logit-bias 100=1").error().message(), HasSubstr("token 100"));
+  EXPECT_EQ(options_of("--top-p 0").error().code(), ErrorCode::kUsage);
+  EXPECT_EQ(options_of("--logit-bias 100=1").error().code(), ErrorCode::kInvalidArgument);
   for (const char* bias : {"5", "5=", "=1", "x=1", "5=1x"}) {
     EXPECT_THROW((void)options_of(std::string("--logit-bias ") + bias), CLI::ParseError) << bias;
   }
