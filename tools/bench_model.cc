@@ -346,6 +346,7 @@ Json ModelBench::report() const {
                {"tokens", flags_.tokens},
                {"context", flags_.context},
                {"rounds", flags_.rounds},
+               {"expert_arithmetic", flags_.model.expert_arithmetic},
                {"threads", model_.team ? model_.team->num_threads() : 1}};
   if (model_.paging.arena() != nullptr) {
     json["slots"] = model_.paging.arena()->num_slots();

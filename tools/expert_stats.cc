@@ -45,14 +45,15 @@ std::string describe_counters(const LayerCounters& counters, double seconds) {
   return text;
 }
 
-Result<std::unique_ptr<StatsFile>> StatsFile::create(const std::filesystem::path& path) {
+Result<std::unique_ptr<StatsFile>> StatsFile::create(const std::filesystem::path& path,
+                                                     std::string expert_arithmetic) {
   std::FILE* const file = std::fopen(path.c_str(), "w");
   if (file == nullptr) {
     return make_error(ErrorCode::kIo, "{}: cannot be written: {}", path.string(),
                       std::generic_category().message(errno));
   }
   fmt::print(file, "{{\"tokens\": [");
-  return std::unique_ptr<StatsFile>(new StatsFile(path, file));
+  return std::unique_ptr<StatsFile>(new StatsFile(path, std::move(expert_arithmetic), file));
 }
 
 void StatsFile::on_step(const StepRecord& record) {
@@ -80,7 +81,11 @@ Status StatsFile::close() {
   JsonObject total;
   total.add("rows", total_rows_).add("us", total_us_);
   add_counters(total, total_);
-  fmt::print(file_, "\n], \"total\": {}}}\n", to_json_text(std::move(total).build()));
+  fmt::print(file_, "\n], \"total\": {}", to_json_text(std::move(total).build()));
+  if (!expert_arithmetic_.empty()) {
+    fmt::print(file_, ",\n \"expert_arithmetic\": {}", to_json_text(JsonValue(expert_arithmetic_)));
+  }
+  fmt::print(file_, "}}\n");
   const bool failed = std::ferror(file_) != 0;
   const bool closed = std::fclose(std::exchange(file_, nullptr)) == 0;
   if (!failed && closed) return {};

@@ -20,12 +20,15 @@ void add_counters(JsonObject& object, const LayerCounters& counters);
 std::string describe_counters(const LayerCounters& counters, double seconds);
 
 // Writes, while a model runs,
-//   {"tokens": [{"rows", "decode_rows", "us", "layers": [{"layer", "hit", …}]}, …], "total": {…}}
+//   {"tokens": [{"rows", "decode_rows", "us", "layers": [{"layer", "hit", …}]}, …], "total": {…},
+//    "expert_arithmetic": …}
 // with one entry of "tokens" per step: a decoded token of each session in it, or a stretch of
-// prompt.
+// prompt; and the arithmetic that decode computes experts in, a value of that flag, unless it is
+// empty.
 class StatsFile final : public StepListener {
  public:
-  static Result<std::unique_ptr<StatsFile>> create(const std::filesystem::path& path);
+  static Result<std::unique_ptr<StatsFile>> create(const std::filesystem::path& path,
+                                                   std::string expert_arithmetic = "");
   ~StatsFile() override { (void)close(); }
   StatsFile(const StatsFile&) = delete;
   StatsFile& operator=(const StatsFile&) = delete;
@@ -35,9 +38,11 @@ class StatsFile final : public StepListener {
   Status close();
 
  private:
-  StatsFile(std::filesystem::path path, std::FILE* file) : path_(std::move(path)), file_(file) {}
+  StatsFile(std::filesystem::path path, std::string expert_arithmetic, std::FILE* file)
+      : path_(std::move(path)), expert_arithmetic_(std::move(expert_arithmetic)), file_(file) {}
 
   std::filesystem::path path_;
+  std::string expert_arithmetic_;
   std::FILE* file_;
   bool first_ = true;
   LayerCounters total_;

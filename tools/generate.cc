@@ -100,8 +100,9 @@ Result<int> run(const GenerateFlags& flags) {
     RETURN_IF_ERROR(view.end());
     return 0;
   }
-  RETURN_IF_ERROR(write_output(
-      to_json_text(generation_to_json(generation, talking.model.load_seconds)) + "\n"));
+  const JsonValue json = generation_to_json(generation, talking.model.load_seconds,
+                                            flags.talk.model.expert_arithmetic);
+  RETURN_IF_ERROR(write_output(to_json_text(json) + "\n"));
   return 0;
 }
 

@@ -7,7 +7,8 @@
 
 namespace stoker::tools {
 
-JsonValue generation_to_json(const Generation& generation, double load_s) {
+JsonValue generation_to_json(const Generation& generation, double load_s,
+                             std::string_view expert_arithmetic) {
   const GenerationCounts& counts = generation.counts;
   JsonObject timings;
   timings.add("load_s", load_s)
@@ -26,6 +27,7 @@ JsonValue generation_to_json(const Generation& generation, double load_s) {
     add_counters(object, *experts);
     counters.add(name, std::move(object));
   }
+  counters.add("expert_arithmetic", expert_arithmetic);
 
   const JsonValue message = message_to_json(generation.message);
   JsonObject object;

@@ -88,6 +88,11 @@ Status check_gpu_flags(const ModelFlags& flags) {
     return make_error(ErrorCode::kUsage, "--devices names {}; {} are the most",
                       flags.devices.size(), kMaxScheduledDevices);
   }
+  if (flags.expert_arithmetic == "fast" && flags.activations == "f32") {
+    return make_error(ErrorCode::kUsage,
+                      "--expert-arithmetic fast is for BF16 activations; leave it or --activations "
+                      "f32 out");
+  }
   if (const auto rule = parse_rule(flags.expert_site); !rule.ok()) return rule.error();
   return {};
 }

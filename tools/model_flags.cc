@@ -114,12 +114,13 @@ void add_model_flags(CLI::App& app, ModelFlags& flags) {
   app.add_option("--expert-site", flags.expert_site,
                  "Who computes experts that lie in no GPU's memory, in decode: auto: whoever is "
                  "done first; host: the CPU; device: the GPU of the layer; alternate: in turns, "
-                 "for tests. Changes no result")
+                 "for tests. Changes no result while --expert-arithmetic is defined")
       ->check(CLI::IsMember({"auto", "host", "device", "alternate"}))
       ->capture_default_str();
   app.add_option("--expert-arithmetic", flags.expert_arithmetic,
-                 "How GPUs compute experts in decode; fast: on tensor cores, with last bits that "
-                 "depend on where an expert is computed")
+                 "How GPUs compute experts in decode; fast: on tensor cores (but for F32 and F16 "
+                 "weights), with last bits that depend on where an expert is computed; not with "
+                 "--activations f32")
       ->check(CLI::IsMember({"defined", "fast"}))
       ->capture_default_str();
   app.add_option("--prefill-rows", flags.prefill_rows,

@@ -26,7 +26,8 @@ Result<std::unique_ptr<RunRecord>> RunRecord::create(const ModelFlags& flags,
                                                      const std::string& model) {
   auto record = std::unique_ptr<RunRecord>(new RunRecord());
   if (!flags.stats.empty()) {
-    ASSIGN_OR_RETURN(record->stats_, StatsFile::create(flags.stats), "--stats");
+    ASSIGN_OR_RETURN(record->stats_, StatsFile::create(flags.stats, flags.expert_arithmetic),
+                     "--stats");
   }
   if (!flags.record_trace.empty()) {
     record->trace_file_ = flags.record_trace;

@@ -42,6 +42,7 @@ TEST_F(BenchModelTest, SitesAreComparedInTurn) {
   flags_.model.backend = "cuda";
   flags_.compare_sites = true;
   const nlohmann::json report = run(&gpus);
+  EXPECT_EQ(report["expert_arithmetic"], "defined");
   for (const char* const site : {"site_host", "site_device", "host_1_4", "host_1_2", "host_3_4"}) {
     ASSERT_TRUE(report.contains(site)) << report.dump(2);
     const nlohmann::json& figures = report[site];

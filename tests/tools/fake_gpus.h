@@ -37,6 +37,7 @@ class FakeGpus final : public tools::Gpus {
   }
   Result<std::unique_ptr<Backend>> make_backend(const ModelConfig& /*config*/,
                                                 const tools::GpuBackendNeed& need) const override {
+    options_[need.options.logical] = need.options;
     CpuBackendOptions options;
     options.activations = need.options.activations;
     options.kv_format = need.options.kv_format;
@@ -67,6 +68,7 @@ class FakeGpus final : public tools::Gpus {
   void refuse_pins() { pins_ = false; }
   const DeviceBackend& backend(int logical) const { return *backends_.at(logical); }
   const std::map<int, int>& num_slots() const { return num_slots_; }  // by logical device
+  const std::map<int, CudaBackendOptions>& options() const { return options_; }  // likewise
   std::int64_t pinned_bytes() const { return pinned_bytes_; }
   const std::vector<int>& connected() const { return connected_; }
 
@@ -77,6 +79,7 @@ class FakeGpus final : public tools::Gpus {
   bool pins_ = true;
   mutable Team team_{1};
   mutable std::map<int, const DeviceBackend*> backends_;
+  mutable std::map<int, CudaBackendOptions> options_;
   mutable std::map<int, int> num_slots_;
   mutable std::atomic<std::int64_t> pinned_bytes_{0};
   mutable std::vector<int> connected_;

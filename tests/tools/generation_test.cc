@@ -93,7 +93,7 @@ TEST_F(GenerationTest, JsonShape) {
   GenerationRequest thinking = request("x");
   thinking.parse = StreamStart::kReasoning;
   const Generation generation = generate(source, tokenizer_, std::move(thinking)).value();
-  const JsonValue json = generation_to_json(generation, 0.5);
+  const JsonValue json = generation_to_json(generation, 0.5, "fast");
   std::vector<std::string> keys;
   for (const auto& [key, value] : *json.if_object()) keys.push_back(key);
   EXPECT_THAT(keys, ElementsAre("text", "reasoning_content", "tool_calls", "prompt_tokens",
@@ -102,6 +102,7 @@ TEST_F(GenerationTest, JsonShape) {
   for (const auto& [key, value] : *json.find("timings")->if_object()) keys.push_back(key);
   EXPECT_THAT(keys,
               ElementsAre("load_s", "prefill_s", "decode_s", "prefill_tok_s", "decode_tok_s"));
+  EXPECT_EQ(*json.find("counters")->find("expert_arithmetic")->if_string(), "fast");
   EXPECT_EQ(*json.find("text")->if_string(), "ok");
   EXPECT_EQ(*json.find("reasoning_content")->if_string(), "hm");
   EXPECT_EQ(*json.find("finish_reason")->if_string(), "stop");

@@ -206,6 +206,28 @@ TEST_F(GpuPlacementTest, WhatDoesNotFitIsRefusedWithTheNumbers) {
   EXPECT_THAT(message(flags, gpus), HasSubstr("--expert-arithmetic is for --backend cuda"));
 }
 
+TEST_F(GpuPlacementTest, TheArithmeticOfExpertsReachesEveryDevice) {
+  for (const char* const arithmetic : {"defined", "fast"}) {
+    const FakeGpus gpus({kGiB, kGiB});
+    ModelFlags flags = on_gpus({0, 1}, "");
+    flags.expert_arithmetic = arithmetic;
+    LoadOptions options;
+    options.gpus = &gpus;
+    const LoadedModel model = load_model(flags, options).value();
+    ASSERT_EQ(gpus.options().size(), 2u);
+    for (const auto& [logical, given] : gpus.options()) {
+      EXPECT_EQ(given.fast_experts, flags.expert_arithmetic == "fast") << logical;
+    }
+  }
+  ModelFlags flags = on_gpus({0}, "");
+  flags.expert_arithmetic = "fast";
+  flags.activations = "f32";
+  const Status status = check_gpu_flags(flags);
+  ASSERT_FALSE(status.ok());
+  EXPECT_EQ(status.error().code(), ErrorCode::kUsage);
+  EXPECT_THAT(status.error().message(), HasSubstr("fast is for BF16 activations"));
+}
+
 TEST_F(GpuPlacementTest, AutoTakesGpusThatHoldTheModel) {
   const auto num_devices = [](const ModelFlags& flags, const FakeGpus& machine) {
     LoadOptions options;

@@ -79,10 +79,19 @@ class Generate(ProgramTest):
         out = self.generate("--prompt", "hello", *GREEDY)
         self.assertEqual(list(out), ["text", "reasoning_content", "tool_calls", "prompt_tokens", "tokens",
                                      "finish_reason", "timings", "counters"])
+        self.assertEqual(out["counters"]["expert_arithmetic"], "defined")
         self.assertEqual(list(out["timings"]), ["load_s", "prefill_s", "decode_s", "prefill_tok_s", "decode_tok_s"])
         self.assertEqual(out["prompt_tokens"], [0, 2, *[16 + b for b in b"hello"], 3, 5])
         self.assertIn(out["finish_reason"], ["stop", "length"])
         self.assertLessEqual(len(out["tokens"]), 12)
+
+    def test_stats_shape(self):
+        path = self.scratch / "counted.json"
+        out = self.generate("--prompt", "hello", *GREEDY, "--stats", path)
+        stats = json.loads(path.read_text())
+        self.assertEqual(list(stats), ["tokens", "total", "expert_arithmetic"])
+        self.assertEqual(sum(step["decode_rows"] for step in stats["tokens"]), out["counters"]["decode_tokens"])
+        self.assertEqual(stats["expert_arithmetic"], "defined")
 
     def test_raw_adds_nothing(self):
         out = self.generate("--raw", "--prompt", "hello", *GREEDY)
@@ -147,6 +156,8 @@ class Generate(ProgramTest):
             for flag in (["--vram", "1GiB"], ["--devices", "0"], ["--expert-site", "host"],
                          ["--expert-arithmetic", "fast"]):
                 self.fail_with(f"{flag[0]} is for --backend cuda", *ask, "--backend", backend, *flag, expected=2)
+        self.fail_with("fast is for BF16 activations", *ask, "--expert-arithmetic", "fast", "--activations", "f32",
+                       expected=2)
         self.fail_with("--devices names 17; 16 are the most", *ask, "--devices", ",".join(["0"] * 17), expected=2)
         self.fail_with("leave --kv-cache fp8 out", *ask, "--backend", "reference", "--kv-cache", "fp8", expected=2)
         self.fail_with("--ram: \"much\" is not a size", *ask, "--ram", "much", expected=2)
