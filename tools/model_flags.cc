@@ -37,8 +37,13 @@ Result<std::int64_t> parse_size(std::string_view text) {
                                                                          {"TB", 1000000000000},
                                                                          {"TiB", 1LL << 40}};
   for (const auto& [unit, factor] : kUnits) {
-    if (error == std::errc() && suffix == unit && number >= 0 && number <= INT64_MAX / factor)
-      return number * factor;
+    if (error != std::errc() || suffix != unit) continue;
+    if (number == 0) {
+      return make_error(ErrorCode::kUsage,
+                        "\"{}\": nothing runs with a size of 0; leave the flag out for its default",
+                        text);
+    }
+    if (number > 0 && number <= INT64_MAX / factor) return number * factor;
   }
   return make_error(ErrorCode::kUsage, "\"{}\" is not a size; write it as 512MiB, 48GiB or 24GB",
                     text);

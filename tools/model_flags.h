@@ -43,7 +43,7 @@ void add_context_flag(CLI::App& app, ModelFlags& flags);
 Result<std::filesystem::path> model_directory(const std::string& model);
 
 // Bytes of "512MiB", "48GiB", "24GB", "1000"; binary suffixes are powers of 1024, decimal ones of
-// 1000. kUsage for anything else.
+// 1000. Never 0; kUsage for anything else.
 Result<std::int64_t> parse_size(std::string_view text);
 
 }  // namespace stoker::tools

@@ -180,6 +180,7 @@ TEST_F(GpuPlacementTest, WhatDoesNotFitIsRefusedWithTheNumbers) {
               HasSubstr("--devices: there is no GPU 2; this machine has 2"));
   EXPECT_THAT(message(on_gpus(std::vector<int>(17, 0), ""), gpus), HasSubstr("16 are the most"));
   EXPECT_THAT(message(on_gpus({0}, "much"), gpus), HasSubstr("--vram"));
+  EXPECT_THAT(message(on_gpus({0}, "0"), gpus), HasSubstr("--vram: \"0\": nothing runs with"));
   EXPECT_THAT(message(on_gpus({0}, "", "moon"), gpus), HasSubstr("--expert-site moon"));
   EXPECT_THAT(message(on_gpus({}, ""), none),
               HasSubstr("no GPU is found: pretended GPUs; --backend cpu needs none"));

@@ -18,6 +18,11 @@ TEST(ParseSize, ReadsBinaryAndDecimalUnits) {
     EXPECT_EQ(size.error().code(), ErrorCode::kUsage);
     EXPECT_NE(size.error().message().find("is not a size; write it as 512MiB"), std::string::npos);
   }
+  for (const char* nothing : {"0", "0GiB"}) {
+    const auto size = parse_size(nothing);
+    ASSERT_FALSE(size.ok()) << nothing;
+    EXPECT_NE(size.error().message().find("leave the flag out for its default"), std::string::npos);
+  }
 }
 
 constexpr std::int64_t kGiB = std::int64_t{1} << 30;
@@ -92,6 +97,9 @@ TEST(LoadModel, BudgetsAndFlagsAreChecked) {
   flags.ram = "100000";
   EXPECT_NE(message(flags).find("a token needs 6 in one layer, so give it at least"),
             std::string::npos)
+      << message(flags);
+  flags.ram = "0";
+  EXPECT_EQ(message(flags).find("--ram: \"0\": nothing runs with a size of 0"), 0u)
       << message(flags);
   flags = {};
   flags.kv_cache = "fp8";
