@@ -6,13 +6,13 @@
 #include <thread>
 
 #include "gpu/error.h"
+#include "gpu/gpu_info.h"
 #include "gpu/run-inl.h"
 #include "gpu/weights.h"
 
 namespace stoker::gpu {
 namespace {
 
-constexpr int kOldestMajor = 8;
 constexpr std::size_t kTasksReserved = 1024;  // those of a decode step; more are seldom
 
 void free_device(void* data) { DeviceMemoryDeleter{}(data); }
@@ -24,21 +24,6 @@ Status check_options(const CudaBackendOptions& options) {
                       dtype_name(options.activations));
   }
   CHECK(options.logical >= 0, "device {} of the program", options.logical);
-  return {};
-}
-
-// The oldest generation with kernels, and kernels for this one in this build.
-Status check_device(int device) {
-  cudaDeviceProp properties;
-  RETURN_IF_ERROR(
-      cuda_status(cudaGetDeviceProperties(&properties, device), "reading device properties"));
-  if (properties.major < kOldestMajor) {
-    return make_error(ErrorCode::kUnsupported,
-                      "{} has compute capability {}.{}; the kernels need {}.0 or newer",
-                      properties.name, properties.major, properties.minor, kOldestMajor);
-  }
-  RETURN_IF_ERROR(kernels_available(), "{}, compute capability {}.{}", properties.name,
-                  properties.major, properties.minor);
   return {};
 }
 
@@ -85,7 +70,7 @@ CudaBackend::~CudaBackend() {
 Result<std::unique_ptr<Backend>> CudaBackend::create(const CudaBackendOptions& options) {
   RETURN_IF_ERROR(check_options(options));
   RETURN_IF_ERROR(use_device(options.device));
-  RETURN_IF_ERROR(check_device(options.device));
+  RETURN_IF_ERROR(check_usable(options.device));
   ASSIGN_OR_RETURN(Stream stream,
                    Stream::create(options.overlap_launches && kernels_may_overlap()));
   ASSIGN_OR_RETURN(StagingRing staging, StagingRing::create(options.staging_bytes));

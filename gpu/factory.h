@@ -124,17 +124,35 @@ inline constexpr std::int64_t kPinnedPieceBytes = std::int64_t{1} << 30;
 // locks.
 Result<PinnedHostMemory> pin_host_memory(std::span<std::byte> memory, int device);
 
+inline constexpr int kOldestComputeMajor = 8;  // that has kernels
+
 struct GpuInfo {
   std::string name;
   std::string bus_id;  // PCI, "0000:01:00.0"
   std::int64_t total_bytes = 0;
-  std::int64_t free_bytes = 0;
   int compute_major = 0, compute_minor = 0;
   int num_multiprocessors = 0;
+  std::string fault;  // why the driver says nothing of it; empty: it does
+
+  // Whether backends can run on it, as far as this says. open_gpu() knows the rest.
+  Status usable() const;
 };
 
-// The GPUs that the driver shows, in its order. Empty without CUDA, driver or device.
+inline Status GpuInfo::usable() const {
+  if (!fault.empty()) return Error(ErrorCode::kIo, fault);
+  if (compute_major >= kOldestComputeMajor) return {};
+  return make_error(ErrorCode::kUnsupported,
+                    "{} has compute capability {}.{}; the kernels need {}.0 or newer", name,
+                    compute_major, compute_minor, kOldestComputeMajor);
+}
+
+// The GPUs that the driver shows, in its order. Empty without CUDA, driver or device. Takes no
+// memory of them: none is opened.
 std::vector<GpuInfo> list_gpus();
+
+// Opens a GPU, which takes some hundred MB of it for as long as the program runs; says what is free
+// then, or why backends cannot run on it.
+Result<std::int64_t> open_gpu(int device);
 
 // One sentence: built with which CUDA or without, and which driver is there or what is missing.
 std::string cuda_support();

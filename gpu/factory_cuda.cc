@@ -64,30 +64,6 @@ Result<std::unique_ptr<DeviceSlots>> make_cuda_slots(const CudaSlotsOptions& opt
   return gpu::CudaSlots::create(options);
 }
 
-std::vector<GpuInfo> list_gpus() {
-  std::vector<GpuInfo> gpus;
-  int num_devices = 0;
-  if (!gpu::cuda_status(cudaGetDeviceCount(&num_devices), "looking for devices").ok()) return gpus;
-  for (int device = 0; device < num_devices; ++device) {
-    cudaDeviceProp properties;
-    if (cudaGetDeviceProperties(&properties, device) != cudaSuccess) continue;
-    GpuInfo& info = gpus.emplace_back();
-    info.name = properties.name;
-    info.total_bytes = static_cast<std::int64_t>(properties.totalGlobalMem);
-    info.compute_major = properties.major;
-    info.compute_minor = properties.minor;
-    info.num_multiprocessors = properties.multiProcessorCount;
-    char bus_id[32] = {};
-    if (cudaDeviceGetPCIBusId(bus_id, sizeof bus_id, device) == cudaSuccess) info.bus_id = bus_id;
-    std::size_t free_bytes = 0, total_bytes = 0;
-    if (cudaSetDevice(device) == cudaSuccess &&
-        cudaMemGetInfo(&free_bytes, &total_bytes) == cudaSuccess) {
-      info.free_bytes = static_cast<std::int64_t>(free_bytes);
-    }
-  }
-  return gpus;
-}
-
 std::string cuda_support() {
   const std::string built = fmt::format("built with CUDA {}", version_name(CUDART_VERSION));
   int driver = 0;

@@ -30,6 +30,8 @@ Result<PinnedHostMemory> pin_host_memory(std::span<std::byte>, int) { return mis
 
 std::vector<GpuInfo> list_gpus() { return {}; }
 
+Result<std::int64_t> open_gpu(int) { return missing(); }
+
 std::string cuda_support() { return "built without CUDA"; }
 
 }  // namespace stoker

@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <numeric>
+#include <span>
 #include <utility>
 
 #include "core/model/tensor_table.h"
@@ -62,19 +62,54 @@ bool may_use_gpus(const ModelFlags& flags) {
   return flags.backend == "cuda" || flags.backend == "auto";
 }
 
-Result<std::vector<int>> chosen_gpus(const ModelFlags& flags, int num_gpus) {
-  std::vector<int> chosen = flags.devices;
-  if (chosen.empty()) {
-    chosen.resize(static_cast<std::size_t>(std::min(num_gpus, kMaxScheduledDevices)));
-    std::iota(chosen.begin(), chosen.end(), 0);
+// Memory that a GPU has free, or why it cannot be used.
+Result<std::int64_t> free_bytes_of(int gpu, std::span<const GpuInfo> list, const Gpus& gpus) {
+  RETURN_IF_ERROR(list[static_cast<std::size_t>(gpu)].usable());
+  return gpus.open(gpu);
+}
+
+// Those of --devices. No other is opened.
+Result<std::vector<DeviceRoom>> named_rooms(const std::vector<int>& devices,
+                                            std::span<const GpuInfo> list, const Gpus& gpus) {
+  std::vector<DeviceRoom> rooms;
+  for (const int gpu : devices) {
+    if (gpu < 0 || gpu >= static_cast<int>(list.size())) {
+      return make_error(ErrorCode::kNotFound,
+                        "--devices: there is no GPU {}; this machine has {}, the first is 0", gpu,
+                        list.size());
+    }
+    const Result<std::int64_t> free_bytes = free_bytes_of(gpu, list, gpus);
+    if (!free_bytes.ok()) {
+      return make_error(free_bytes.error().code(),
+                        "--devices: GPU {} cannot be used: {}; name another one, or take --backend "
+                        "cpu",
+                        gpu, free_bytes.error().message());
+    }
+    rooms.push_back({gpu, *free_bytes, 0});
   }
-  for (const int gpu : chosen) {
-    if (gpu >= 0 && gpu < num_gpus) continue;
-    return make_error(ErrorCode::kNotFound,
-                      "--devices: there is no GPU {}; this machine has {}, the first is 0", gpu,
-                      num_gpus);
+  return rooms;
+}
+
+// All that can be used; it is said which cannot.
+Result<std::vector<DeviceRoom>> usable_rooms(std::span<const GpuInfo> list, const Gpus& gpus) {
+  std::vector<DeviceRoom> rooms;
+  std::vector<std::string> unusable;
+  for (int gpu = 0; gpu < static_cast<int>(list.size()); ++gpu) {
+    if (static_cast<int>(rooms.size()) == kMaxScheduledDevices) break;
+    const Result<std::int64_t> free_bytes = free_bytes_of(gpu, list, gpus);
+    if (free_bytes.ok()) {
+      rooms.push_back({gpu, *free_bytes, 0});
+    } else {
+      unusable.push_back(
+          fmt::format("GPU {} cannot be used: {}", gpu, free_bytes.error().message()));
+    }
   }
-  return chosen;
+  if (rooms.empty()) {
+    return make_error(ErrorCode::kUnsupported, "{}; --backend cpu needs none",
+                      fmt::join(unusable, "; "));
+  }
+  for (const std::string& reason : unusable) say_notice(reason);
+  return rooms;
 }
 
 }  // namespace
@@ -143,16 +178,17 @@ Result<std::optional<DevicePlan>> place_on_gpus(const ModelFlags& flags, const M
     return make_error(ErrorCode::kNotFound, "no GPU is found: {}; --backend cpu needs none",
                       gpus.support());
   }
-  ASSIGN_OR_RETURN(const std::vector<int> chosen,
-                   chosen_gpus(flags, static_cast<int>(list.size())));
-  std::vector<DeviceRoom> rooms;
-  for (const int gpu : chosen) {
-    const GpuBackendNeed need = backend_need(gpu, static_cast<int>(rooms.size()), types, options);
-    rooms.push_back(
-        {gpu, list[static_cast<std::size_t>(gpu)].free_bytes, gpus.scratch_bytes(config, need)});
-  }
-  Result<DevicePlan> plan =
-      plan_devices(device_need(config, source, types, options), rooms, vram_bytes);
+  const auto make_plan = [&]() -> Result<DevicePlan> {
+    const bool named = !flags.devices.empty();
+    ASSIGN_OR_RETURN(std::vector<DeviceRoom> rooms,
+                     named ? named_rooms(flags.devices, list, gpus) : usable_rooms(list, gpus));
+    for (std::size_t i = 0; i < rooms.size(); ++i) {
+      rooms[i].scratch_bytes = gpus.scratch_bytes(
+          config, backend_need(rooms[i].gpu, static_cast<int>(i), types, options));
+    }
+    return plan_devices(device_need(config, source, types, options), rooms, vram_bytes);
+  };
+  Result<DevicePlan> plan = make_plan();
   if (plan.ok()) return std::optional(*std::move(plan));
   if (asked_for) return plan.error();
   say_notice(fmt::format("without GPUs, since {}", plan.error().message()));

@@ -6,6 +6,7 @@ namespace {
 class CudaGpus final : public Gpus {
  public:
   std::vector<GpuInfo> list() const override { return list_gpus(); }
+  Result<std::int64_t> open(int gpu) const override { return open_gpu(gpu); }
   std::string support() const override { return cuda_support(); }
   std::int64_t scratch_bytes(const ModelConfig& config, const GpuBackendNeed& need) const override {
     return scratch(config, need).bytes();
@@ -19,8 +20,8 @@ class CudaGpus final : public Gpus {
   Result<std::unique_ptr<DeviceSlots>> make_slots(const CudaSlotsOptions& options) const override {
     return make_cuda_slots(options);
   }
-  Result<std::shared_ptr<void>> pin(std::span<std::byte> memory) const override {
-    ASSIGN_OR_RETURN(PinnedHostMemory pinned, pin_host_memory(memory, 0));
+  Result<std::shared_ptr<void>> pin(std::span<std::byte> memory, int gpu) const override {
+    ASSIGN_OR_RETURN(PinnedHostMemory pinned, pin_host_memory(memory, gpu));
     return std::shared_ptr<void>(std::make_shared<PinnedHostMemory>(std::move(pinned)));
   }
   Status connect(std::span<const int> gpus) const override { return enable_peer_access(gpus); }

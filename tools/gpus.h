@@ -30,6 +30,8 @@ class Gpus {
 
   // In the order that --devices counts.
   virtual std::vector<GpuInfo> list() const = 0;
+  // Memory that a GPU has free, or why it cannot be used. Opens it: ask it of those in question.
+  virtual Result<std::int64_t> open(int gpu) const = 0;
   // One sentence: what is there or what is missing.
   virtual std::string support() const = 0;
 
@@ -42,8 +44,9 @@ class Gpus {
   virtual Result<std::unique_ptr<DeviceSlots>> make_slots(
       const CudaSlotsOptions& options) const = 0;
   // Lets every GPU copy from `memory` at the speed of its bus until the last owner of what is
-  // returned is gone, which must be before the memory is. Thread-safe.
-  virtual Result<std::shared_ptr<void>> pin(std::span<std::byte> memory) const = 0;
+  // returned is gone, which must be before the memory is. `gpu` is one in use; no other is opened.
+  // Thread-safe.
+  virtual Result<std::shared_ptr<void>> pin(std::span<std::byte> memory, int gpu) const = 0;
   // Lets GPUs copy from each other directly, where the machine can.
   virtual Status connect(std::span<const int> gpus) const = 0;
 };

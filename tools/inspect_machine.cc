@@ -26,9 +26,9 @@ JsonValue gpus_to_json(const std::vector<GpuInfo>& gpus) {
         .add("name", gpu.name)
         .add("bus_id", gpu.bus_id)
         .add("total_bytes", gpu.total_bytes)
-        .add("free_bytes", gpu.free_bytes)
         .add("compute_capability", fmt::format("{}.{}", gpu.compute_major, gpu.compute_minor))
-        .add("multiprocessors", gpu.num_multiprocessors);
+        .add("multiprocessors", gpu.num_multiprocessors)
+        .add("usable", gpu.usable().ok());
     array.push_back(std::move(object).build());
   }
   return JsonValue(std::move(array));
@@ -109,9 +109,11 @@ std::string machine_to_text(const MachineReport& report) {
                  isa_name(cpu.chosen));
   for (std::size_t index = 0; index < report.gpus.size(); ++index) {
     const GpuInfo& gpu = report.gpus[index];
-    fmt::format_to(out, "GPU {:<9} {}, {}, {} free, compute capability {}.{}, {} SMs, {}\n", index,
-                   gpu.name, human_bytes(gpu.total_bytes), human_bytes(gpu.free_bytes),
-                   gpu.compute_major, gpu.compute_minor, gpu.num_multiprocessors, gpu.bus_id);
+    const Status usable = gpu.usable();
+    fmt::format_to(out, "GPU {:<9} {}, {}, compute capability {}.{}, {} SMs, {}{}\n", index,
+                   gpu.name, human_bytes(gpu.total_bytes), gpu.compute_major, gpu.compute_minor,
+                   gpu.num_multiprocessors, gpu.bus_id,
+                   usable.ok() ? "" : "; not usable: " + usable.error().message());
   }
   if (report.gpus.empty()) text += "GPU           none\n";
   fmt::format_to(out, "CUDA          {}\n", report.cuda);

@@ -162,7 +162,11 @@ Result<LoadedModel> load_model(const ModelFlags& flags, LoadOptions wanted) {
   if (num_slots > 0) {
     model.num_experts = static_cast<int>(need.num_experts);
     PagingNeed paging{num_slots, need.slot_bytes, {}, wanted.modelled_drive_bytes_per_second};
-    if (plan) paging.pin = [&gpus](std::span<std::byte> memory) { return gpus.pin(memory); };
+    if (plan) {
+      paging.pin = [&gpus, gpu = plan->devices.front().gpu](std::span<std::byte> memory) {
+        return gpus.pin(memory, gpu);
+      };
+    }
     ASSIGN_OR_RETURN(experts,
                      model.paging.start(config, *model.source, *model.clock, flags, paging));
     model.experts = experts.get();

@@ -15,7 +15,7 @@ using test::kTinyRunner;
 using test::TinyEngine;
 using test::TinyPaging;
 
-std::int64_t free_bytes() { return list_gpus().front().free_bytes; }
+std::int64_t free_bytes() { return open_gpu(0).value(); }
 
 class CudaMemory : public CudaTest {
  protected:

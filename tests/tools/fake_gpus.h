@@ -5,6 +5,7 @@
 #include <atomic>
 #include <map>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
 #include <utility>
@@ -23,12 +24,18 @@ class FakeGpus final : public tools::Gpus {
 
   std::vector<GpuInfo> list() const override {
     std::vector<GpuInfo> list;
-    for (const std::int64_t bytes : free_bytes_) {
+    for (std::size_t i = 0; i < free_bytes_.size(); ++i) {
       GpuInfo& info = list.emplace_back();
       info.name = "pretended";
-      info.total_bytes = info.free_bytes = bytes;
+      info.total_bytes = free_bytes_[i];
+      info.compute_major = old_.count(static_cast<int>(i)) > 0 ? 7 : 9;
     }
     return list;
+  }
+  Result<std::int64_t> open(int gpu) const override {
+    opened_.push_back(gpu);
+    if (broken_.count(gpu) > 0) return make_error(ErrorCode::kIo, "GPU {} is broken", gpu);
+    return free_bytes_[static_cast<std::size_t>(gpu)];
   }
   std::string support() const override { return "pretended GPUs"; }
   std::int64_t scratch_bytes(const ModelConfig& /*config*/,
@@ -53,7 +60,8 @@ class FakeGpus final : public tools::Gpus {
     return std::unique_ptr<DeviceSlots>(std::make_unique<MemoryDeviceSlots>(
         id(options.logical), options.num_slots, options.slot_bytes));
   }
-  Result<std::shared_ptr<void>> pin(std::span<std::byte> memory) const override {
+  Result<std::shared_ptr<void>> pin(std::span<std::byte> memory, int gpu) const override {
+    pinned_by_ = gpu;
     if (!pins_) return make_error(ErrorCode::kResource, "no memory may be pinned");
     pinned_bytes_ += static_cast<std::int64_t>(memory.size());
     return std::shared_ptr<void>(memory.data(), [this, size = memory.size()](void*) {
@@ -66,6 +74,10 @@ class FakeGpus final : public tools::Gpus {
   }
 
   void refuse_pins() { pins_ = false; }
+  void make_old(int gpu) { old_.insert(gpu); }        // as the list says
+  void make_broken(int gpu) { broken_.insert(gpu); }  // as opening it says
+  const std::vector<int>& opened() const { return opened_; }
+  int pinned_by() const { return pinned_by_; }
   const DeviceBackend& backend(int logical) const { return *backends_.at(logical); }
   const std::map<int, int>& num_slots() const { return num_slots_; }  // by logical device
   const std::map<int, CudaBackendOptions>& options() const { return options_; }  // likewise
@@ -76,7 +88,10 @@ class FakeGpus final : public tools::Gpus {
   static DeviceId id(int logical) { return DeviceId{logical + 1}; }
 
   std::vector<std::int64_t> free_bytes_;
+  std::set<int> old_, broken_;
   bool pins_ = true;
+  mutable std::vector<int> opened_;
+  mutable std::atomic<int> pinned_by_{-1};
   mutable Team team_{1};
   mutable std::map<int, const DeviceBackend*> backends_;
   mutable std::map<int, CudaBackendOptions> options_;

@@ -244,6 +244,72 @@ TEST_F(GpuPlacementTest, AutoTakesGpusThatHoldTheModel) {
               HasSubstr("without GPUs, since device 0 (GPU 0) may take"));
 }
 
+// What became of it: the number of devices, and what was said.
+struct Outcome {
+  int num_devices = 0;
+  std::string error, notices;
+};
+Outcome outcome_of(const ModelFlags& flags, const FakeGpus& gpus) {
+  LoadOptions options;
+  options.gpus = &gpus;
+  Outcome outcome;
+  testing::internal::CaptureStderr();
+  {
+    const Result<LoadedModel> model = load_model(flags, options);
+    if (!model.ok()) outcome.error = model.error().message();
+    if (model.ok() && model->tiers != nullptr) outcome.num_devices = model->tiers->num_devices();
+  }
+  outcome.notices = testing::internal::GetCapturedStderr();
+  return outcome;
+}
+
+TEST_F(GpuPlacementTest, AnOldGpuAloneLeavesTheCpu) {
+  FakeGpus gpus({kGiB});
+  gpus.make_old(0);
+  Outcome outcome = outcome_of(ember(), gpus);
+  EXPECT_EQ(outcome.error, "");
+  EXPECT_EQ(outcome.num_devices, 0);
+  EXPECT_THAT(outcome.notices,
+              HasSubstr("without GPUs, since GPU 0 cannot be used: pretended has compute "
+                        "capability 7.0; the kernels need 8.0 or newer"));
+  outcome = outcome_of(on_gpus({}, ""), gpus);  // --backend cuda
+  EXPECT_THAT(outcome.error, HasSubstr("GPU 0 cannot be used: pretended has compute capability"));
+  EXPECT_THAT(outcome.error, HasSubstr("--backend cpu needs none"));
+  EXPECT_THAT(gpus.opened(), testing::IsEmpty());
+}
+
+TEST_F(GpuPlacementTest, AnOldOrBrokenGpuBesideANewOneIsLeftOut) {
+  FakeGpus gpus({kGiB, kGiB, kGiB});
+  gpus.make_old(0);
+  gpus.make_broken(1);
+  for (const ModelFlags& flags : {ember(), on_gpus({}, "")}) {
+    const Outcome outcome = outcome_of(flags, gpus);
+    EXPECT_EQ(outcome.error, "");
+    EXPECT_EQ(outcome.num_devices, 1);
+    EXPECT_THAT(outcome.notices, HasSubstr("GPU 0 cannot be used: pretended has compute"));
+    EXPECT_THAT(outcome.notices, HasSubstr("GPU 1 cannot be used: GPU 1 is broken"));
+    EXPECT_EQ(gpus.pinned_by(), 2);
+  }
+}
+
+TEST_F(GpuPlacementTest, AGpuThatIsNamedAndCannotBeUsedIsRefused) {
+  FakeGpus gpus({kGiB, kGiB, kGiB});
+  gpus.make_old(0);
+  gpus.make_broken(1);
+  EXPECT_EQ(outcome_of(on_gpus({2, 0}, ""), gpus).error,
+            "--devices: GPU 0 cannot be used: pretended has compute capability 7.0; the kernels "
+            "need 8.0 or newer; name another one, or take --backend cpu");
+  EXPECT_THAT(outcome_of(on_gpus({1}, ""), gpus).error,
+              HasSubstr("GPU 1 cannot be used: GPU 1 is broken; name another one"));
+}
+
+TEST_F(GpuPlacementTest, OpensNoGpuBesideThoseChosen) {
+  const FakeGpus gpus({kGiB, kGiB, kGiB});
+  EXPECT_EQ(outcome_of(on_gpus({2}, ""), gpus).num_devices, 1);
+  EXPECT_THAT(gpus.opened(), ElementsAre(2));
+  EXPECT_EQ(gpus.pinned_by(), 2);
+}
+
 TEST_F(GpuPlacementTest, NeedsAddUpToTheModel) {
   const ModelConfig config = ModelConfig::load(ember().model).value();
   const auto source = storage::open_model(ember().model, config, {}).value();
