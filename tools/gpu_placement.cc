@@ -25,7 +25,9 @@ std::int64_t device_bytes(const TensorSpec& spec, const storage::ModelSource& so
   const storage::StoredTensor* stored = source.find(spec.name);
   if (stored == nullptr) return 0;  // may be absent
   const quant::Tile16 tile{spec.rows, spec.cols, {storage::quant_format_of(stored->type)}};
-  if (spec.is_vector()) return in_pieces(stored->bytes);
+  if (spec.is_vector()) {
+    return in_pieces(spec.rows * spec.cols * dtype_bytes(DType::kF32));  // adopt_vector()
+  }
   return in_pieces(tile.payload_bytes()) + in_pieces(tile.scale_bytes());
 }
 
