@@ -53,9 +53,11 @@ RunnerOptions runner_options(const ModelFlags& flags, const ModelConfig& config,
 // Of the host. With GPUs for the dense part it keeps the embedding, mailboxes, and what it needs to
 // compute experts.
 MemoryNeed memory_need(const ModelConfig& config, const storage::ModelSource& source,
-                       BackendTypes types, const RunnerOptions& options, bool on_gpus) {
+                       BackendTypes types, const RunnerOptions& options,
+                       const std::string& context_flag, bool on_gpus) {
   MemoryNeed need;
   need.context_tokens = options.context_tokens;
+  need.context_flag = context_flag;
   const WorkspaceBytes workspaces =
       Runner::workspace_bytes_needed(config, types.activations, options);
   if (on_gpus) {
@@ -151,8 +153,8 @@ Result<LoadedModel> load_model(const ModelFlags& flags, LoadOptions wanted) {
   const Gpus& gpus = wanted.gpus != nullptr ? *wanted.gpus : cuda_gpus();
   ASSIGN_OR_RETURN(const std::optional<DevicePlan> plan,
                    place_on_gpus(flags, config, *model.source, types, options, gpus));
-  const MemoryNeed need =
-      memory_need(config, *model.source, types, options, /*on_gpus=*/plan.has_value());
+  const MemoryNeed need = memory_need(config, *model.source, types, options, flags.context_flag,
+                                      /*on_gpus=*/plan.has_value());
   ASSIGN_OR_RETURN(const int num_slots,
                    plan_slots(need, ram_bytes, MachineInfo::detect().memory_available_bytes));
   const std::string name = model.directory.lexically_normal().filename().string();

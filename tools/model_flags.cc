@@ -146,6 +146,7 @@ void add_model_flags(CLI::App& app, ModelFlags& flags) {
 }
 
 void add_context_flag(CLI::App& app, ModelFlags& flags) {
+  flags.context_flag = "--ctx";
   app.add_option("--ctx", flags.ctx, "Tokens of context to reserve memory for")
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();

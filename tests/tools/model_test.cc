@@ -63,13 +63,40 @@ TEST(PlanSlots, RefusesWithTheNumbers) {
   EXPECT_EQ(refusal(need, 0, 11 * kGiB),
             "this model needs 10.00 GiB for weights beside the routed experts, 1.50 for 4096 "
             "tokens of context and 0.50 for activations, 11.00 GiB of memory are available: free "
-            "some, shorten --ctx, or take a smaller model");
+            "some or take a smaller model");
   EXPECT_EQ(refusal(need, kGiB, 32 * kGiB),
             "--ram 1073741824 holds 4 experts of 268435456 bytes; a token needs 8 in one layer, so "
             "give it at least 2147483648 bytes (2.00 GiB)");
   EXPECT_NE(refusal(need, 0, 13 * kGiB).find("2.00 GiB for routed experts (a token needs 2.00"),
             std::string::npos);
   EXPECT_NE(refusal(need, 30 * kGiB, 32 * kGiB).find("30.00 GiB for routed experts"),
+            std::string::npos);
+}
+
+TEST(PlanSlots, NamesAContextThatFits) {
+  MemoryNeed need = small_need();
+  const std::int64_t token_bytes = need.kv_bytes / need.context_tokens;
+  const auto with_context = [&](int num_tokens) {
+    MemoryNeed shorter = need;
+    shorter.context_tokens = num_tokens;
+    shorter.kv_bytes = num_tokens * token_bytes;
+    return shorter;
+  };
+  const std::int64_t available = 27 * kGiB / 2;
+  need.context_flag = "--ctx";
+  EXPECT_NE(plan_slots(need, 0, available)
+                .error()
+                .message()
+                .find("free some, shorten the context (384 tokens would fit, --ctx) or take a"),
+            std::string::npos);
+  EXPECT_TRUE(plan_slots(with_context(384), 0, available).ok());
+  EXPECT_FALSE(plan_slots(with_context(384 + kPageTokens), 0, available).ok());
+  // With --ram nothing is spared for others; without a flag none is named.
+  need.context_flag = "";
+  EXPECT_NE(plan_slots(need, 3 * kGiB, 29 * kGiB / 2)
+                .error()
+                .message()
+                .find("shorten the context (2688 tokens would fit) or give --ram 2684354560 bytes"),
             std::string::npos);
 }
 
