@@ -3,8 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <numeric>
+#include <cstddef>
 #include <optional>
+#include <utility>
+
+#include "core/interface/backend.h"
+#include "tools/shorter_context.h"
 
 namespace stoker::tools {
 namespace {
@@ -34,69 +38,171 @@ std::vector<int> share_layers(int num_layers, std::span<const DevicePlan::Device
   return layer_device;
 }
 
-}  // namespace
+// A plan, or which device it fails for.
+struct Attempt {
+  struct Refusal {
+    std::size_t device = 0;
+    std::string why;  // of it, in a few words
+    std::string message;
+  };
+  DevicePlan plan;
+  std::optional<Refusal> refusal;
+};
 
-Result<DevicePlan> plan_devices(const DeviceNeed& need, std::span<const DeviceRoom> rooms,
-                                std::int64_t vram_bytes) {
+// What a plan's layers take of its devices.
+struct Shares {
+  std::vector<std::int64_t> weights, kv, experts;
+};
+
+Shares shares_of(const DeviceNeed& need, const DevicePlan& plan) {
+  const std::size_t num_devices = plan.devices.size();
+  Shares shares{std::vector<std::int64_t>(num_devices), std::vector<std::int64_t>(num_devices),
+                std::vector<std::int64_t>(num_devices)};
+  for (std::size_t layer = 0; layer < plan.layer_device.size(); ++layer) {
+    const auto device = static_cast<std::size_t>(plan.layer_device[layer]);
+    shares.weights[device] += need.weight_bytes[layer];
+    shares.kv[device] += need.kv_bytes[layer];
+    shares.experts[device] += need.num_experts[layer];
+  }
+  shares.weights[static_cast<std::size_t>(plan.layer_device.back())] += need.head_bytes;
+  return shares;
+}
+
+// A context that the plan would fit with; at least: activations and scratch may shrink with it.
+int context_that_fits(const DeviceNeed& need, const DevicePlan& plan, const Shares& shares) {
+  const std::int64_t num_pages = (need.context_tokens + kPageTokens - 1) / kPageTokens;
+  std::int64_t fits = num_pages;
+  for (std::size_t i = 0; i < plan.devices.size(); ++i) {
+    const DevicePlan::Device& device = plan.devices[i];
+    const std::int64_t room = device.budget_bytes - (device.fixed_bytes - shares.kv[i]);
+    if (room < 0) return 0;
+    if (shares.kv[i] > 0) fits = std::min(fits, room / (shares.kv[i] / num_pages));
+  }
+  return static_cast<int>(fits * kPageTokens);
+}
+
+Attempt try_plan(const DeviceNeed& need, std::span<const DeviceRoom> rooms,
+                 std::int64_t vram_bytes) {
+  Attempt attempt;
+  DevicePlan& plan = attempt.plan;
+  // 1. Budgets.
+  for (std::size_t i = 0; i < rooms.size(); ++i) {
+    const DeviceRoom& room = rooms[i];
+    const int num_sharing = devices_on(rooms, room.gpu);
+    const std::int64_t share = room.free_bytes / num_sharing;
+    plan.devices.push_back(
+        {.gpu = room.gpu, .budget_bytes = vram_bytes > 0 ? vram_bytes : share - share / 16});
+    if (vram_bytes <= share) continue;
+    attempt.refusal = {
+        i, fmt::format("it has {:.2f} GiB free, --vram is {:.2f}", gib(share), gib(vram_bytes)),
+        fmt::format("--vram {:.2f} GiB: GPU {} has {:.2f} GiB free for each of its {} device(s); "
+                    "free some or give it less",
+                    gib(vram_bytes), room.gpu, gib(share), num_sharing)};
+    return attempt;
+  }
+  // 2. Layers.
+  plan.layer_device = share_layers(static_cast<int>(need.weight_bytes.size()), plan.devices);
+  for (const int device : plan.layer_device) {
+    ++plan.devices[static_cast<std::size_t>(device)].num_layers;
+  }
+  const Shares shares = shares_of(need, plan);
+  // 3. Do the devices hold them? The smallest that does not is the first to go.
+  const auto workspace_of = [&](const DevicePlan::Device& device) {
+    return device.num_layers > 0 ? need.workspace_bytes : 0;
+  };
+  std::optional<std::size_t> failing;
+  for (std::size_t i = 0; i < rooms.size(); ++i) {
+    DevicePlan::Device& device = plan.devices[i];
+    device.fixed_bytes =
+        shares.weights[i] + shares.kv[i] + workspace_of(device) + rooms[i].scratch_bytes;
+    if (device.fixed_bytes <= device.budget_bytes) continue;
+    if (!failing || device.budget_bytes < plan.devices[*failing].budget_bytes) failing = i;
+  }
+  if (failing) {
+    const DevicePlan::Device& device = plan.devices[*failing];
+    attempt.refusal = {
+        *failing,
+        fmt::format("its {} layers need {:.2f} GiB, it may take {:.2f}", device.num_layers,
+                    gib(device.fixed_bytes), gib(device.budget_bytes)),
+        fmt::format(
+            "device {} (GPU {}) may take {:.2f} GiB; its {} layers need {:.2f} for weights, {:.2f} "
+            "for {} tokens of context, {:.2f} for activations and {:.2f} for scratch: give it at "
+            "least {} bytes ({:.2f} GiB, --vram), use more devices (--devices){} or lower "
+            "--prefill-rows",
+            *failing, device.gpu, gib(device.budget_bytes), device.num_layers,
+            gib(shares.weights[*failing]), gib(shares.kv[*failing]), need.context_tokens,
+            gib(workspace_of(device)), gib(rooms[*failing].scratch_bytes), device.fixed_bytes,
+            gib(device.fixed_bytes),
+            shorter_context(context_that_fits(need, plan, shares), need.context_flag))};
+    return attempt;
+  }
+  // 4. What is left holds experts.
+  for (std::size_t i = 0; i < rooms.size(); ++i) {
+    DevicePlan::Device& device = plan.devices[i];
+    if (need.slot_bytes == 0) continue;
+    const std::int64_t slots = (device.budget_bytes - device.fixed_bytes) / need.slot_bytes;
+    device.num_slots = static_cast<int>(std::min(slots, shares.experts[i]));
+  }
+  return attempt;
+}
+
+void check_need(const DeviceNeed& need, std::span<const DeviceRoom> rooms) {
   const auto num_layers = need.weight_bytes.size();
   CHECK(!rooms.empty() && num_layers > 0 && need.kv_bytes.size() == num_layers &&
             need.num_experts.size() == num_layers,
         "{} devices, layers {}, {}, {}", rooms.size(), num_layers, need.kv_bytes.size(),
         need.num_experts.size());
-  // 1. Budgets.
-  DevicePlan plan;
-  for (const DeviceRoom& room : rooms) {
-    const std::int64_t share = room.free_bytes / devices_on(rooms, room.gpu);
-    if (vram_bytes > share) {
-      return make_error(ErrorCode::kResource,
-                        "--vram {:.2f} GiB: GPU {} has {:.2f} GiB free for each of its {} "
-                        "device(s); free some or give it less",
-                        gib(vram_bytes), room.gpu, gib(share), devices_on(rooms, room.gpu));
+}
+
+// Their layers stay where they are.
+void leave_out_idle(DeviceChoice& choice) {
+  DevicePlan& plan = choice.plan;
+  for (std::size_t i = plan.devices.size(); i-- > 0;) {
+    if (plan.devices[i].num_layers > 0) continue;
+    choice.left_out.push_back({plan.devices[i].gpu, "its share is less than a layer"});
+    plan.devices.erase(plan.devices.begin() + static_cast<std::ptrdiff_t>(i));
+    for (int& device : plan.layer_device) device -= device > static_cast<int>(i) ? 1 : 0;
+  }
+}
+
+}  // namespace
+
+Result<DeviceChoice> choose_devices(const DeviceNeed& need, std::span<const DeviceRoom> rooms,
+                                    std::int64_t vram_bytes) {
+  check_need(need, rooms);
+  std::vector<DeviceRoom> left(rooms.begin(), rooms.end());
+  DeviceChoice choice;
+  std::string first_refusal;  // of all devices
+  for (;;) {
+    Attempt attempt = try_plan(need, left, vram_bytes);
+    if (!attempt.refusal) {
+      choice.plan = std::move(attempt.plan);
+      leave_out_idle(choice);
+      return choice;
     }
-    plan.devices.push_back(
-        {.gpu = room.gpu, .budget_bytes = vram_bytes > 0 ? vram_bytes : share - share / 16});
+    const Attempt::Refusal& refusal = *attempt.refusal;
+    if (first_refusal.empty()) first_refusal = refusal.message;
+    if (left.size() == 1) return Error(ErrorCode::kResource, first_refusal);
+    choice.left_out.push_back({left[refusal.device].gpu, refusal.why});
+    left.erase(left.begin() + static_cast<std::ptrdiff_t>(refusal.device));
   }
-  // 2. Layers.
-  plan.layer_device = share_layers(static_cast<int>(num_layers), plan.devices);
-  std::vector<std::int64_t> weights(rooms.size()), kv(rooms.size()), experts(rooms.size());
-  for (std::size_t layer = 0; layer < num_layers; ++layer) {
-    const auto device = static_cast<std::size_t>(plan.layer_device[layer]);
-    weights[device] += need.weight_bytes[layer];
-    kv[device] += need.kv_bytes[layer];
-    experts[device] += need.num_experts[layer];
-    ++plan.devices[device].num_layers;
+}
+
+Result<DevicePlan> plan_devices(const DeviceNeed& need, std::span<const DeviceRoom> rooms,
+                                std::int64_t vram_bytes) {
+  check_need(need, rooms);
+  Attempt attempt = try_plan(need, rooms, vram_bytes);
+  if (!attempt.refusal) return std::move(attempt.plan);
+  std::string message = std::move(attempt.refusal->message);
+  // Would some of them do?
+  if (const Result<DeviceChoice> some = choose_devices(need, rooms, vram_bytes); some.ok()) {
+    std::vector<int> in, out;
+    for (const DevicePlan::Device& device : some->plan.devices) in.push_back(device.gpu);
+    for (const LeftOut& device : some->left_out) out.push_back(device.gpu);
+    message += fmt::format("; without a device on GPU {} it fits: --devices {}",
+                           fmt::join(out, ", "), fmt::join(in, ","));
   }
-  weights[static_cast<std::size_t>(plan.layer_device.back())] += need.head_bytes;
-  // 3. What is left holds experts.
-  const auto workspace_of = [&](const DevicePlan::Device& device) {
-    return device.num_layers > 0 ? need.workspace_bytes : 0;
-  };
-  std::optional<std::size_t> worst;  // device, of those that do not hold their layers
-  for (std::size_t i = 0; i < rooms.size(); ++i) {
-    DevicePlan::Device& device = plan.devices[i];
-    device.fixed_bytes = weights[i] + kv[i] + workspace_of(device) + rooms[i].scratch_bytes;
-    if (device.fixed_bytes <= device.budget_bytes) continue;
-    if (!worst || device.fixed_bytes > plan.devices[*worst].fixed_bytes) worst = i;
-  }
-  if (worst) {
-    const DevicePlan::Device& device = plan.devices[*worst];
-    return make_error(
-        ErrorCode::kResource,
-        "device {} (GPU {}) may take {:.2f} GiB; its {} layers need {:.2f} for weights, {:.2f} "
-        "for {} tokens of context, {:.2f} for activations and {:.2f} for scratch: give it at least "
-        "{} bytes ({:.2f} GiB, --vram), use more devices (--devices), shorten --ctx or lower "
-        "--prefill-rows",
-        *worst, device.gpu, gib(device.budget_bytes), device.num_layers, gib(weights[*worst]),
-        gib(kv[*worst]), need.context_tokens, gib(workspace_of(device)),
-        gib(rooms[*worst].scratch_bytes), device.fixed_bytes, gib(device.fixed_bytes));
-  }
-  for (std::size_t i = 0; i < rooms.size(); ++i) {
-    DevicePlan::Device& device = plan.devices[i];
-    if (need.slot_bytes == 0) continue;
-    const std::int64_t slots = (device.budget_bytes - device.fixed_bytes) / need.slot_bytes;
-    device.num_slots = static_cast<int>(std::min(slots, experts[i]));
-  }
-  return plan;
+  return Error(ErrorCode::kResource, std::move(message));
 }
 
 }  // namespace stoker::tools

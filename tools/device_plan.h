@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "core/base/error.h"
@@ -16,6 +17,7 @@ struct DeviceNeed {
   std::int64_t head_bytes = 0;             // with the last layer
   std::int64_t workspace_bytes = 0;        // of every device
   int context_tokens = 0;
+  std::string context_flag;      // of the command; empty: its input decides
   std::int64_t slot_bytes = 0;   // of the largest expert; 0: the model has none
   std::vector<int> num_experts;  // routed experts of every main layer
 };
@@ -42,8 +44,23 @@ struct DevicePlan {
 // Layers go to the devices in order, to each as many as agree with its share of all budgets; what a
 // device has left holds experts of its own layers. The budget of a device is `vram_bytes` (--vram),
 // or without it (0) what the GPU has free, its devices sharing it, less a sixteenth. Refused, with
-// the numbers: a budget that does not hold what its layers need, and more than a GPU has free.
+// the numbers: a budget that does not hold what its layers need, and more than a GPU has free; if
+// fewer of the devices would do, it is said which.
 Result<DevicePlan> plan_devices(const DeviceNeed& need, std::span<const DeviceRoom> rooms,
                                 std::int64_t vram_bytes);
+
+struct LeftOut {
+  int gpu = 0;
+  std::string why;
+};
+struct DeviceChoice {
+  DevicePlan plan;  // of the rest
+  std::vector<LeftOut> left_out;
+};
+
+// The same for devices that nobody asked for: one that such a plan fails for is left out, and so is
+// one that no layer falls to. Refused, as all of them were, if none is left.
+Result<DeviceChoice> choose_devices(const DeviceNeed& need, std::span<const DeviceRoom> rooms,
+                                    std::int64_t vram_bytes);
 
 }  // namespace stoker::tools

@@ -188,7 +188,14 @@ Result<std::optional<DevicePlan>> place_on_gpus(const ModelFlags& flags, const M
       rooms[i].scratch_bytes = gpus.scratch_bytes(
           config, backend_need(rooms[i].gpu, static_cast<int>(i), types, options));
     }
-    return plan_devices(device_need(config, source, types, options), rooms, vram_bytes);
+    DeviceNeed need = device_need(config, source, types, options);
+    need.context_flag = flags.context_flag;
+    if (named) return plan_devices(need, rooms, vram_bytes);
+    ASSIGN_OR_RETURN(DeviceChoice choice, choose_devices(need, rooms, vram_bytes));
+    for (const LeftOut& device : choice.left_out) {
+      say_notice(fmt::format("GPU {} is left out: {}", device.gpu, device.why));
+    }
+    return std::move(choice.plan);
   };
   Result<DevicePlan> plan = make_plan();
   if (plan.ok()) return std::optional(*std::move(plan));

@@ -33,8 +33,8 @@ DeviceNeed device_need(const ModelConfig& config, const storage::ModelSource& so
 // The devices of the flags and what goes onto each; empty if none are to be used. --backend cuda,
 // and auto with a flag about GPUs, ask for them: it is an error if there are none or if they do not
 // hold the model's dense part. Otherwise auto takes those that hold it, and says so if they do not.
-// GPUs that cannot be used are an error if --devices names them, else they are left out with a
-// notice.
+// GPUs that cannot be used, or do not hold their share, are an error if --devices names them, else
+// they are left out with a notice.
 Result<std::optional<DevicePlan>> place_on_gpus(const ModelFlags& flags, const ModelConfig& config,
                                                 const storage::ModelSource& source,
                                                 BackendTypes types, const RunnerOptions& options,

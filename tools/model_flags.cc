@@ -107,8 +107,8 @@ void add_model_flags(CLI::App& app, ModelFlags& flags) {
       ->capture_default_str();
   app.add_option("--devices", flags.devices,
                  fmt::format("GPUs to run on, e.g. 0,1, numbered as `inspect --machine` lists them "
-                             "(default: all, at most {}); layers are shared out in this order, "
-                             "and a GPU may be named twice",
+                             "(default: all, at most {}, that can be used and hold their share); "
+                             "layers are shared out in this order, and a GPU may be named twice",
                              kMaxScheduledDevices))
       ->delimiter(',')
       ->allow_extra_args(false)

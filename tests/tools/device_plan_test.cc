@@ -90,11 +90,71 @@ TEST(PlanDevices, RefusesWithTheNumbers) {
       refusal({room(0, 8 * kGiB)}, 512 * kMiB),
       "device 0 (GPU 0) may take 0.50 GiB; its 8 layers need 0.54 for weights, 0.12 for 4096 "
       "tokens of context, 0.02 for activations and 0.03 for scratch: give it at least "
-      "771751936 bytes (0.72 GiB, --vram), use more devices (--devices), shorten --ctx or lower "
-      "--prefill-rows");
+      "771751936 bytes (0.72 GiB, --vram), use more devices (--devices) or lower --prefill-rows");
   EXPECT_EQ(refusal({room(2, 3 * kGiB), room(2, 3 * kGiB)}, 2 * kGiB),
             "--vram 2.00 GiB: GPU 2 has 1.50 GiB free for each of its 2 device(s); free some or "
-            "give it less");
+            "give it less; without a device on GPU 2 it fits: --devices 2");
+}
+
+TEST(PlanDevices, RefusalNamesAContextThatFits) {
+  const std::vector<DeviceRoom> rooms = {room(0, 8 * kGiB)};
+  DeviceNeed need = small_need();
+  const auto message = [&] { return plan_devices(need, rooms, 700 * kMiB).error().message(); };
+  EXPECT_THAT(message(), HasSubstr(", shorten the context (2944 tokens would fit) or lower"));
+  need.context_flag = "--context";
+  EXPECT_THAT(message(), HasSubstr(" (2944 tokens would fit, --context) or"));
+  need.kv_bytes.assign(8, 16 * kMiB * 2944 / need.context_tokens);
+  need.context_tokens = 2944;
+  EXPECT_TRUE(plan_devices(need, rooms, 700 * kMiB).ok());
+}
+
+// 60 layers of 1 GiB, whose activations a small card does not hold beside one of them.
+DeviceNeed large_need() {
+  DeviceNeed need;
+  need.weight_bytes.assign(60, kGiB);
+  need.kv_bytes.assign(60, 64 * kMiB);
+  need.num_experts.assign(60, 0);
+  need.workspace_bytes = 3 * kGiB;
+  need.context_tokens = 4096;
+  return need;
+}
+
+TEST(ChooseDevices, LeavesOutWhatDoesNotHoldItsShare) {
+  const std::vector<DeviceRoom> rooms = {room(0, 4 * kGiB), room(1, 80 * kGiB), room(2, 80 * kGiB)};
+  const DeviceChoice choice = choose_devices(large_need(), rooms, 0).value();
+  ASSERT_EQ(choice.left_out.size(), 1u);
+  EXPECT_EQ(choice.left_out[0].gpu, 0);
+  EXPECT_EQ(choice.left_out[0].why, "its 1 layers need 4.09 GiB, it may take 3.75");
+  ASSERT_EQ(choice.plan.devices.size(), 2u);
+  EXPECT_EQ(choice.plan.devices[0].gpu, 1);
+  EXPECT_EQ(choice.plan.devices[0].num_layers, 30);
+  EXPECT_EQ(choice.plan.devices[1].num_layers, 30);
+  // Who named them is told.
+  EXPECT_THAT(plan_devices(large_need(), rooms, 0).error().message(),
+              testing::EndsWith("; without a device on GPU 0 it fits: --devices 1,2"));
+  // So is a card that has not what each may take.
+  const DeviceChoice with_vram = choose_devices(large_need(), rooms, 60 * kGiB).value();
+  ASSERT_EQ(with_vram.left_out.size(), 1u);
+  EXPECT_EQ(with_vram.left_out[0].why, "it has 4.00 GiB free, --vram is 60.00");
+}
+
+TEST(ChooseDevices, LeavesOutWhatNoLayerFallsTo) {
+  const std::vector<DeviceRoom> rooms = {room(0, 8 * kGiB), room(1, kGiB / 4), room(2, 8 * kGiB)};
+  const DeviceChoice choice = choose_devices(small_need(), rooms, 0).value();
+  ASSERT_EQ(choice.left_out.size(), 1u);
+  EXPECT_EQ(choice.left_out[0].gpu, 1);
+  EXPECT_EQ(choice.left_out[0].why, "its share is less than a layer");
+  EXPECT_THAT(choice.plan.layer_device, ElementsAre(0, 0, 0, 0, 1, 1, 1, 1));
+  EXPECT_EQ(choice.plan.devices[1].gpu, 2);
+}
+
+TEST(ChooseDevices, RefusesAsAllOfThemWere) {
+  const std::vector<DeviceRoom> rooms = {room(0, kGiB / 4), room(1, kGiB / 4)};
+  const Result<DeviceChoice> choice = choose_devices(small_need(), rooms, 0);
+  ASSERT_FALSE(choice.ok());
+  EXPECT_EQ(choice.error().code(), ErrorCode::kResource);
+  EXPECT_THAT(choice.error().message(), HasSubstr("its 4 layers need"));
+  EXPECT_EQ(choice.error().message(), plan_devices(small_need(), rooms, 0).error().message());
 }
 
 }  // namespace

@@ -303,6 +303,16 @@ TEST_F(GpuPlacementTest, AGpuThatIsNamedAndCannotBeUsedIsRefused) {
               HasSubstr("GPU 1 cannot be used: GPU 1 is broken; name another one"));
 }
 
+TEST_F(GpuPlacementTest, ASmallGpuBesideALargeOneIsLeftOut) {
+  const FakeGpus gpus({kGiB, kGiB / 64});
+  const Outcome outcome = outcome_of(ember(), gpus);
+  EXPECT_EQ(outcome.error, "");
+  EXPECT_EQ(outcome.num_devices, 1);
+  EXPECT_THAT(outcome.notices, HasSubstr("GPU 1 is left out: "));
+  EXPECT_THAT(outcome_of(on_gpus({0, 1}, "40MiB"), gpus).error,
+              HasSubstr("without a device on GPU 1 it fits: --devices 0"));
+}
+
 TEST_F(GpuPlacementTest, OpensNoGpuBesideThoseChosen) {
   const FakeGpus gpus({kGiB, kGiB, kGiB});
   EXPECT_EQ(outcome_of(on_gpus({2}, ""), gpus).num_devices, 1);

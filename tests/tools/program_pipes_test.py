@@ -242,7 +242,7 @@ class Inspect(ProgramTest):
 
     def test_help_says_how_gpus_are_numbered(self):
         text = " ".join(self.succeed("generate", "--help").split())
-        self.assertIn("numbered as `inspect --machine` lists them (default: all, at most 16)", text)
+        self.assertIn("numbered as `inspect --machine` lists them (default: all, at most 16, that can be used", text)
 
     def test_help_of_every_command(self):
         for command in ["chat", "generate", "tokenize", "render", "eval", "inspect"]:
