@@ -17,6 +17,9 @@ Status lt_status(cublasStatus_t status, std::string_view operation) {
   return make_error(ErrorCode::kIo, "cuBLASLt {}: status {}", operation, static_cast<int>(status));
 }
 
+std::string library_name() { return fmt::format("libcublasLt.so.{}", CUBLAS_VER_MAJOR); }
+void* open_library() { return dlopen(library_name().c_str(), RTLD_NOW | RTLD_LOCAL); }
+
 bool is_aligned(const TensorView& view) {
   return reinterpret_cast<std::uintptr_t>(view.data) % kAlignment == 0 &&
          view.row_stride * dtype_bytes(view.dtype) % kAlignment == 0;
@@ -74,9 +77,15 @@ CublasLt::CublasLt(std::unique_ptr<Library> library, void* handle)
 
 CublasLt::~CublasLt() { library_->destroy(static_cast<cublasLtHandle_t>(handle_)); }
 
+std::string CublasLt::missing_library() {
+  void* const opened = open_library();
+  if (opened == nullptr) return library_name();
+  dlclose(opened);
+  return "";
+}
+
 std::unique_ptr<CublasLt> CublasLt::open() {
-  const std::string own = fmt::format("libcublasLt.so.{}", CUBLAS_VER_MAJOR);
-  void* opened = dlopen(own.c_str(), RTLD_NOW | RTLD_LOCAL);
+  void* const opened = open_library();
   if (opened == nullptr) return nullptr;
   auto library = std::make_unique<Library>(opened);
   if (!library->find_all()) return nullptr;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "core/tensor/tensor.h"
@@ -17,6 +18,8 @@ class CublasLt {
  public:
   // For the current device. Null where the library is missing or does not start.
   static std::unique_ptr<CublasLt> open();
+  // The file that is missing; empty: it is there.
+  static std::string missing_library();
   ~CublasLt();
   CublasLt(const CublasLt&) = delete;
   CublasLt& operator=(const CublasLt&) = delete;

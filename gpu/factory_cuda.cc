@@ -2,6 +2,7 @@
 #include <cuda_runtime_api.h>
 
 #include "gpu/backend.h"
+#include "gpu/cublaslt.h"
 #include "gpu/device_slots.h"
 #include "gpu/error.h"
 #include "gpu/factory.h"
@@ -76,8 +77,12 @@ std::string cuda_support() {
     return fmt::format("{}; driver for CUDA {}, no usable device: {}", built, version_name(driver),
                        status.error().message());
   }
-  return fmt::format("{}; driver for CUDA {}, {} device{}", built, version_name(driver),
-                     num_devices, num_devices == 1 ? "" : "s");
+  std::string there = fmt::format("{}; driver for CUDA {}, {} device{}", built,
+                                  version_name(driver), num_devices, num_devices == 1 ? "" : "s");
+  if (const std::string missing = gpu::CublasLt::missing_library(); !missing.empty()) {
+    there += fmt::format("; no {}, without which prompts take much longer", missing);
+  }
+  return there;
 }
 
 }  // namespace stoker

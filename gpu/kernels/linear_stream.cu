@@ -11,8 +11,8 @@
 // Warp w takes group w of a segment through a ring of its own, of stages of 4 KiB, which are asked
 // for again as soon as they are in registers; the first ones before the kernel that writes the
 // inputs is done. Warps wait for each other once a segment. Then warp r closes rows r and r + 8,
-// while the others go on. Sums of pairs that blocks share go through memory, at most two pairs a block, and
-// the last block to have some of them adds them.
+// while the others go on. Sums of pairs that blocks share go through memory, at most two pairs a
+// block, and the last block to have some of them adds them.
 #include <algorithm>
 
 #include "gpu/error.h"
