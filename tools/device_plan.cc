@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <numeric>
 #include <optional>
 #include <utility>
 
@@ -51,18 +52,16 @@ struct Attempt {
 
 // What a plan's layers take of its devices.
 struct Shares {
-  std::vector<std::int64_t> weights, kv, experts;
+  std::vector<std::int64_t> weights, kv;
 };
 
 Shares shares_of(const DeviceNeed& need, const DevicePlan& plan) {
   const std::size_t num_devices = plan.devices.size();
-  Shares shares{std::vector<std::int64_t>(num_devices), std::vector<std::int64_t>(num_devices),
-                std::vector<std::int64_t>(num_devices)};
+  Shares shares{std::vector<std::int64_t>(num_devices), std::vector<std::int64_t>(num_devices)};
   for (std::size_t layer = 0; layer < plan.layer_device.size(); ++layer) {
     const auto device = static_cast<std::size_t>(plan.layer_device[layer]);
     shares.weights[device] += need.weight_bytes[layer];
     shares.kv[device] += need.kv_bytes[layer];
-    shares.experts[device] += need.num_experts[layer];
   }
   shares.weights[static_cast<std::size_t>(plan.layer_device.back())] += need.head_bytes;
   return shares;
@@ -79,6 +78,30 @@ int context_that_fits(const DeviceNeed& need, const DevicePlan& plan, const Shar
     if (shares.kv[i] > 0) fits = std::min(fits, room / (shares.kv[i] / num_pages));
   }
   return static_cast<int>(fits * kPageTokens);
+}
+
+std::int64_t workspace_of(const DeviceNeed& need, const DevicePlan::Device& device) {
+  return device.num_layers > 0 ? need.workspace_bytes : 0;
+}
+
+// That the plan's device does not hold its layers.
+Attempt::Refusal over_budget(const DeviceNeed& need, const DevicePlan& plan, const Shares& shares,
+                             const DeviceRoom& room, std::size_t index) {
+  const DevicePlan::Device& device = plan.devices[index];
+  return {
+      index,
+      fmt::format("its {} layers need {:.2f} GiB, it may take {:.2f}", device.num_layers,
+                  gib(device.fixed_bytes), gib(device.budget_bytes)),
+      fmt::format(
+          "device {} (GPU {}) may take {:.2f} GiB; its {} layers need {:.2f} for weights, "
+          "{:.2f} for {} tokens of context, {:.2f} for activations and {:.2f} for scratch: give "
+          "it at least {} bytes ({:.2f} GiB, --vram), use more devices (--devices){} or lower "
+          "--prefill-rows",
+          index, device.gpu, gib(device.budget_bytes), device.num_layers,
+          gib(shares.weights[index]), gib(shares.kv[index]), need.context_tokens,
+          gib(workspace_of(need, device)), gib(room.scratch_bytes), device.fixed_bytes,
+          gib(device.fixed_bytes),
+          shorter_context(context_that_fits(need, plan, shares), need.context_flag))};
 }
 
 Attempt try_plan(const DeviceNeed& need, std::span<const DeviceRoom> rooms,
@@ -107,41 +130,26 @@ Attempt try_plan(const DeviceNeed& need, std::span<const DeviceRoom> rooms,
   }
   const Shares shares = shares_of(need, plan);
   // 3. Do the devices hold them? The smallest that does not is the first to go.
-  const auto workspace_of = [&](const DevicePlan::Device& device) {
-    return device.num_layers > 0 ? need.workspace_bytes : 0;
-  };
   std::optional<std::size_t> failing;
   for (std::size_t i = 0; i < rooms.size(); ++i) {
     DevicePlan::Device& device = plan.devices[i];
     device.fixed_bytes =
-        shares.weights[i] + shares.kv[i] + workspace_of(device) + rooms[i].scratch_bytes;
+        shares.weights[i] + shares.kv[i] + workspace_of(need, device) + rooms[i].scratch_bytes;
     if (device.fixed_bytes <= device.budget_bytes) continue;
     if (!failing || device.budget_bytes < plan.devices[*failing].budget_bytes) failing = i;
   }
   if (failing) {
-    const DevicePlan::Device& device = plan.devices[*failing];
-    attempt.refusal = {
-        *failing,
-        fmt::format("its {} layers need {:.2f} GiB, it may take {:.2f}", device.num_layers,
-                    gib(device.fixed_bytes), gib(device.budget_bytes)),
-        fmt::format(
-            "device {} (GPU {}) may take {:.2f} GiB; its {} layers need {:.2f} for weights, {:.2f} "
-            "for {} tokens of context, {:.2f} for activations and {:.2f} for scratch: give it at "
-            "least {} bytes ({:.2f} GiB, --vram), use more devices (--devices){} or lower "
-            "--prefill-rows",
-            *failing, device.gpu, gib(device.budget_bytes), device.num_layers,
-            gib(shares.weights[*failing]), gib(shares.kv[*failing]), need.context_tokens,
-            gib(workspace_of(device)), gib(rooms[*failing].scratch_bytes), device.fixed_bytes,
-            gib(device.fixed_bytes),
-            shorter_context(context_that_fits(need, plan, shares), need.context_flag))};
+    attempt.refusal = over_budget(need, plan, shares, rooms[*failing], *failing);
     return attempt;
   }
-  // 4. What is left holds experts.
+  // 4. What is left holds experts, of any layer.
+  const std::int64_t num_experts =
+      std::reduce(need.num_experts.begin(), need.num_experts.end(), std::int64_t{0});
   for (std::size_t i = 0; i < rooms.size(); ++i) {
     DevicePlan::Device& device = plan.devices[i];
-    if (need.slot_bytes == 0) continue;
+    if (need.slot_bytes == 0 || device.num_layers == 0) continue;
     const std::int64_t slots = (device.budget_bytes - device.fixed_bytes) / need.slot_bytes;
-    device.num_slots = static_cast<int>(std::min(slots, shares.experts[i]));
+    device.num_slots = static_cast<int>(std::min(slots, num_experts));
   }
   return attempt;
 }

@@ -42,10 +42,10 @@ struct DevicePlan {
 };
 
 // Layers go to the devices in order, to each as many as agree with its share of all budgets; what a
-// device has left holds experts of its own layers. The budget of a device is `vram_bytes` (--vram),
-// or without it (0) what the GPU has free, its devices sharing it, less a sixteenth. Refused, with
-// the numbers: a budget that does not hold what its layers need, and more than a GPU has free; if
-// fewer of the devices would do, it is said which.
+// device has left holds experts, of its own layers first. The budget of a device is `vram_bytes`
+// (--vram), or without it (0) what the GPU has free, its devices sharing it, less a sixteenth.
+// Refused, with the numbers: a budget that does not hold what its layers need, and more than a GPU
+// has free; if fewer of the devices would do, it is said which.
 Result<DevicePlan> plan_devices(const DeviceNeed& need, std::span<const DeviceRoom> rooms,
                                 std::int64_t vram_bytes);
 

@@ -49,9 +49,9 @@ TEST(PlanDevices, UnequalDevicesShareTheLayers) {
   const DevicePlan plan = plan_devices(small_need(), rooms, 0).value();
   EXPECT_THAT(plan.layer_device, ElementsAre(0, 0, 0, 0, 0, 0, 1, 1));
   EXPECT_EQ(plan.devices[0].num_layers, 6);
-  EXPECT_EQ(plan.devices[0].num_slots, 5 * 32);
+  EXPECT_EQ(plan.devices[0].num_slots, 7 * 32);  // those of its own 5 layers, and others
   EXPECT_EQ(plan.devices[1].fixed_bytes, (2 * 80 + 40 + 24 + 32) * kMiB);
-  EXPECT_EQ(plan.devices[1].num_slots, 2 * 32);
+  EXPECT_EQ(plan.devices[1].num_slots, (1024 - 64 - 256) / 4);
 }
 
 TEST(PlanDevices, DevicesOnOneGpuShareIt) {
