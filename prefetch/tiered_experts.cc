@@ -139,15 +139,7 @@ Result<ExpertSetPtr> TieredExperts::demand(int layer, std::span<const ExpertUse>
   layer_ = layer;
   uses_ = uses;
   choose_sites();
-  Result<ExpertSetPtr> set = ram_->demand(layer, uses);
-  if (!set.ok()) {
-    for (int use = 0; use < static_cast<int>(uses.size()); ++use) {
-      if (states_[at(use)].device >= 0) states_[at(use)].lease.release(Standing::kKept);
-    }
-    uses_ = {};
-    return set.error();
-  }
-  ram_set_ = std::move(*set);
+  ram_set_ = ram_->demand(layer, uses).value();  // does not fail
   open_ = true;
   return ExpertSetPtr(&set_);
 }
@@ -371,30 +363,31 @@ bool TieredExperts::is_promoted(ExpertId id) const {
       devices_, [id](const Device& device) { return device.cache->slot_of(id).has_value(); });
 }
 
-// The layer's device before others; a free slot anywhere before one that somebody has.
+// A free slot before one that somebody has; in either case the layer's device before others.
 TieredExperts::Device* TieredExperts::place_for(ExpertId id) {
+  const UsageHistory& usage = ram_->usage();
   for (const bool free : {true, false}) {
     for (int n = 0; n < num_devices(); ++n) {
       Device& device = devices_[at(nth_device(n))];
       if (!device.slots->status().ok()) continue;
-      if (free ? device.cache->num_free() > 0 : has_cooler(device, id)) return &device;
+      if (free && device.cache->num_free() > 0) return &device;
+      const std::optional<ExpertId> last = free ? std::nullopt : next_to_go(device);
+      if (last && usage.heat(id) > options_.margin * usage.heat(*last)) return &device;
     }
   }
   return nullptr;
 }
 
-bool TieredExperts::has_cooler(const Device& device, ExpertId id) const {
+std::optional<ExpertId> TieredExperts::next_to_go(const Device& device) {
+  if (device.cache->num_free() > 0) return std::nullopt;
   const std::optional<SlotIdx> victim = device.cache->victim();
-  if (!victim) return false;
-  const UsageHistory& usage = ram_->usage();
-  const ExpertId cooler = device.cache->expert_in(*victim).value();
-  return usage.heat(id) > options_.margin * usage.heat(cooler);
+  return victim ? device.cache->expert_in(*victim) : std::nullopt;
 }
 
 bool TieredExperts::promote(Device& device, ExpertId id) {
   std::optional<BorrowedExpert> borrowed = ram_->borrow(id);
   if (!borrowed) return false;
-  if (device.cache->num_free() == 0) keep_in_ram(device.cache->expert_in(*device.cache->victim()));
+  if (const std::optional<ExpertId> last = next_to_go(device)) keep_in_ram(*last);
   const SlotIdx slot = device.cache->reserve(id).value();
   const UploadTicket ticket = device.slots->upload(slot, 0, borrowed->bytes);
   device.under_way.push_back({id, slot, std::move(*borrowed), ticket});
@@ -402,9 +395,8 @@ bool TieredExperts::promote(Device& device, ExpertId id) {
 }
 
 // What a device gives up is no longer the first to go there, if it is there still.
-void TieredExperts::keep_in_ram(std::optional<ExpertId> id) {
-  if (!id) return;
-  std::optional<BorrowedExpert> copy = ram_->borrow(*id);
+void TieredExperts::keep_in_ram(ExpertId id) {
+  std::optional<BorrowedExpert> copy = ram_->borrow(id);
   if (copy) copy->lease.release(Standing::kUsed);
 }
 

@@ -9,15 +9,18 @@
 //                          (TierRule)
 //
 // After a demand experts that are in RAM and were computed without a copy are *promoted*, bounded
-// in number and in the background, where a device has a free slot or holds something cooler, by a
-// margin: the layer's device, or else another. One device has a copy at most. The copy in RAM is
-// then the next to go. A device's victim is forgotten there, and no longer the next to go in RAM.
+// in number and in the background: into a free slot, of the layer's device or else of another, for
+// the way of the activations there takes a tenth of an upload; or, where none is free, over what is
+// cooler by a margin, on the layer's device or else on another. One device has a copy at most. The
+// copy in RAM is then the next to go. A device's victim is forgotten there, and no longer the next
+// to go in RAM.
 //
 // The driver thread owns it; nothing blocks but wait() and destruction. After construction the path
 // of a token allocates nothing.
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -151,9 +154,10 @@ class TieredExperts final : public ExpertProvider, private UpperTier {
   int num_under_way() const;
   bool is_promoted(ExpertId id) const;
   Device* place_for(ExpertId id);
-  bool has_cooler(const Device& device, ExpertId id) const;
+  // What gives way to the next promotion; nothing while a slot is free or if all are in use.
+  static std::optional<ExpertId> next_to_go(const Device& device);
   bool promote(Device& device, ExpertId id);
-  void keep_in_ram(std::optional<ExpertId> id);
+  void keep_in_ram(ExpertId id);
 
   TierOptions options_;
   const ExpertSource& source_;

@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
+
 #include "tests/prefetch/manager_rig.h"
 #include "tests/support/thread_sanitizer.h"
 
@@ -46,6 +48,26 @@ bool on_device(ManagerRig& rig, int expert, int device = 0) {
   return rig.tiers().cache(device).resident({1, expert});
 }
 
+// The copy of an expert that a device has, or is getting.
+struct Place {
+  DeviceId device;  // kHost: none
+  bool resident = false;
+};
+
+std::map<int, Place> places_of(ManagerRig& rig, int layer, std::span<const ExpertUse> uses) {
+  std::map<int, Place> places;
+  for (std::size_t use = 0; use < uses.size(); ++use) {
+    const ExpertId id{layer, uses[use].expert};
+    Place place;
+    for (int device = 0; device < rig.tiers().num_devices(); ++device) {
+      const ExpertCache& cache = rig.tiers().cache(device);
+      if (cache.slot_of(id)) place = {DeviceId{device + 1}, cache.resident(id)};
+    }
+    places[static_cast<int>(use)] = place;
+  }
+  return places;
+}
+
 class RandomTiers : public testing::TestWithParam<std::tuple<TierRule, int, int, int>> {};
 
 TEST_P(RandomTiers, EveryPartComesOnceAndHoldsItsBytes) {
@@ -71,6 +93,7 @@ TEST_P(RandomTiers, EveryPartComesOnceAndHoldsItsBytes) {
             rig.random_experts(sweep ? 1 + rig.pick(options.num_experts) : options.top_k);
         std::vector<ExpertUse> uses = rig.uses(experts, sweep ? 40 : 1);
         for (ExpertUse& use : uses) use.num_decode_rows = sweep ? rig.pick(2) * 40 : 1;
+        const std::map<int, Place> places = places_of(rig, layer, uses);
         const bool stop = rig.pick(12) == 0;
         const Status status = rig.run(layer, uses, stop ? rig.pick(6) : INT_MAX);
         num_uses += static_cast<std::int64_t>(uses.size());
@@ -78,10 +101,15 @@ TEST_P(RandomTiers, EveryPartComesOnceAndHoldsItsBytes) {
         ASSERT_TRUE(status.ok()) << status.error().message();
         for (const auto& [use, site] : rig.sites()) {
           const bool prefill = uses[static_cast<std::size_t>(use)].num_decode_rows == 0;
+          const Place& place = places.at(use);
           if (prefill) {
             EXPECT_EQ(site, rig.home(layer));
-          } else {
+          } else if (place.resident) {
+            EXPECT_EQ(site, place.device);
+          } else if (rule == TierRule::kSchedule) {
             EXPECT_TRUE(site == kHost || (site.index >= 1 && site.index <= num_devices));
+          } else {
+            EXPECT_TRUE(site == kHost || site == rig.home(layer) || site == place.device);
           }
         }
       }

@@ -42,16 +42,19 @@ Rows run(TinyEngine& engine) {
 
 std::unique_ptr<Backend> reference() { return std::make_unique<ReferenceBackend>(); }
 
-std::unique_ptr<Backend> device(int index, bool late) {
-  auto backend = std::make_unique<DeviceBackend>(reference(), DeviceId{index});
-  if (!late) return backend;
-  return std::make_unique<LateBackend>(std::move(backend), 3);
-}
-
 // The host last; its layers on the devices in order.
-EngineBackends backends(int num_devices, bool late, int num_layers = 4) {
+EngineBackends backends(int num_devices, bool late, int num_layers = 4,
+                        std::vector<const DeviceBackend*>* devices = nullptr) {
   EngineBackends result;
-  for (int i = 0; i < num_devices; ++i) result.backends.push_back(device(i + 1, late));
+  for (int i = 0; i < num_devices; ++i) {
+    auto device = std::make_unique<DeviceBackend>(reference(), DeviceId{i + 1});
+    if (devices != nullptr) devices->push_back(device.get());
+    if (late) {
+      result.backends.push_back(std::make_unique<LateBackend>(std::move(device), 3));
+    } else {
+      result.backends.push_back(std::move(device));
+    }
+  }
   result.backends.push_back(reference());
   for (int layer = 0; layer < num_layers; ++layer)
     result.dense.push_back(layer * num_devices / num_layers);
@@ -81,13 +84,18 @@ TEST_P(TieredForward, GivesTheBitsOfOneBackend) {
   paging.manager.prefetch.adaptive = false;
   paging.tiers = TinyTiers{.num_slots = device_slots, .polls_per_copy = 2};
   paging.tiers->options.rule = rule;
-  TinyEngine engine(test::tiny_config(), backends(num_devices, late), test::kTinyRunner, nullptr,
-                    paging);
+  std::vector<const DeviceBackend*> devices;
+  TinyEngine engine(test::tiny_config(), backends(num_devices, late, 4, &devices),
+                    test::kTinyRunner, nullptr, paging);
   EXPECT_EQ(run(engine), expected());
   const LayerCounters counted = engine.runner().expert_counters();
   const std::int64_t demanded = counted.hit + counted.late + counted.miss;
   EXPECT_EQ(counted.device_hit > 0, device_slots > 0);
   EXPECT_EQ(counted.device_hit + counted.device_upload == demanded, rule == TierRule::kDevice);
+  // Prompts read copies on another device than their layer's, where that had no room for them.
+  int num_peer_parts = 0;
+  for (const DeviceBackend* device : devices) num_peer_parts += device->num_peer_parts();
+  EXPECT_EQ(num_peer_parts > 0, num_devices > 1 && device_slots > 0 && device_slots < 36);
 }
 
 INSTANTIATE_TEST_SUITE_P(

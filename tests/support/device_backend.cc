@@ -57,7 +57,8 @@ void DeviceBackend::experts(const StepView& step, const ExpertParams& params) {
     CHECK(part.site == device_, "a part for device {} on device {}", part.site.index,
           device_.index);
     ++num_parts_;
-    if (part.device() == kHost) ++num_uploaded_parts_;
+    num_uploaded_parts_ += part.device() == kHost ? 1 : 0;
+    num_peer_parts_ += part.device() != kHost && part.device() != device_ ? 1 : 0;
     for (QuantView* const matrix : {&part.gate, &part.up, &part.down}) matrix->device = kHost;
   }
   ForwardingBackend::experts(step, {params.x, params.hidden, params.out, params.uses, parts});

@@ -38,13 +38,14 @@ class DeviceBackend final : public ForwardingBackend {
 
   int num_experts_parts() const { return num_parts_; }            // computed so far
   int num_uploaded_parts() const { return num_uploaded_parts_; }  // of them, from host memory
+  int num_peer_parts() const { return num_peer_parts_; }          // and from another device's
 
  private:
   TensorView inner_view(TensorView view) const override;
 
   DeviceId device_;
   std::optional<ExpertTiming> timing_;
-  int num_parts_ = 0, num_uploaded_parts_ = 0;
+  int num_parts_ = 0, num_uploaded_parts_ = 0, num_peer_parts_ = 0;
 };
 
 // What experts might cost on a machine with GPUs: far less on one, with a copy dearer than the
