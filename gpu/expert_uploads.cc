@@ -67,11 +67,13 @@ Status ExpertUploads::reserve(std::int64_t area_bytes, const Stream& compute) {
 Status ExpertUploads::upload(std::span<QuantView* const> views, DeviceId device) {
   Piece pieces[kMostPieces];
   std::size_t num_pieces = 0;
+  bool from_host = true;
   for (QuantView* const view : views) {
     CHECK(num_pieces + 2 <= kMostPieces, "{} matrices of a part", views.size());
     const quant::Tile16 tile = quant::tile16_of(*view);
     pieces[num_pieces++] = {&view->payload, tile.payload_bytes()};
     if (view->spec.has_scales()) pieces[num_pieces++] = {&view->scales, tile.scale_bytes()};
+    from_host = from_host && view->device == kHost;
     view->device = device;
   }
   std::sort(pieces, pieces + num_pieces,
@@ -80,6 +82,7 @@ Status ExpertUploads::upload(std::span<QuantView* const> views, DeviceId device)
     RETURN_IF_ERROR(areas_[static_cast<std::size_t>(open_)].freed.hold(stream_));
     RETURN_IF_ERROR(timer_.begin(stream_));
   }
+  if (!from_host) timer_.drop();
   for (std::size_t i = 0; i < num_pieces;) {
     // Pieces that follow one another travel together, padding included.
     const std::uintptr_t begin = pieces[i].begin();

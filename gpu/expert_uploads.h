@@ -48,7 +48,8 @@ class ExpertUploads {
   // What `compute` was given until now has had its use of the area. Nothing if that is empty.
   Status next_area(const Stream& compute);
 
-  // What filling an area took, of one in many, from when the copies could begin.
+  // What filling an area took out of memory of the host alone, of one in many, from when the copies
+  // could begin.
   Result<std::optional<TimedUpload>> take_timing();
 
   // Waits for all copies.

@@ -20,7 +20,9 @@ Result<GpuInfo> gpu_info(int device) {
   info.compute_minor = properties.minor;
   info.num_multiprocessors = properties.multiProcessorCount;
   char bus_id[32] = {};
-  if (cudaDeviceGetPCIBusId(bus_id, sizeof bus_id, device) == cudaSuccess) info.bus_id = bus_id;
+  if (cuda_status(cudaDeviceGetPCIBusId(bus_id, sizeof bus_id, device), "asking for it").ok()) {
+    info.bus_id = bus_id;
+  }
   return info;
 }
 

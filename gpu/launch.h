@@ -75,7 +75,7 @@ struct LinearFewParams {
   bool is_sibling = false;   // x, outputs and scratch have nothing to do with the kernel before
   bool has_sibling = false;  // the next launch is one; some matrix here is not streamed
 };
-inline constexpr int kLinearFewRows = 16;  // that share a reading of the weight
+inline constexpr int kLinearFewRows = 16;  // that share a reading of the weight, at most
 inline constexpr int kMostLinearsJoined = 4;
 bool suits_linear_few(const QuantView& weight, DType x);
 LinearScratchSize linear_few_scratch(const QuantView& weight, std::int64_t rows);

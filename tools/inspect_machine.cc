@@ -29,9 +29,19 @@ JsonValue gpus_to_json(const std::vector<GpuInfo>& gpus) {
         .add("compute_capability", fmt::format("{}.{}", gpu.compute_major, gpu.compute_minor))
         .add("multiprocessors", gpu.num_multiprocessors)
         .add("usable", gpu.usable().ok());
+    if (!gpu.usable().ok()) object.add("why_not", gpu.usable().error().message());
     array.push_back(std::move(object).build());
   }
   return JsonValue(std::move(array));
+}
+
+std::string gpu_in_words(const GpuInfo& gpu) {
+  if (!gpu.fault.empty()) return fmt::format("{}; not usable: {}", gpu.name, gpu.fault);
+  const Status usable = gpu.usable();
+  return fmt::format("{}, {}, compute capability {}.{}, {} SMs, {}{}", gpu.name,
+                     human_bytes(gpu.total_bytes), gpu.compute_major, gpu.compute_minor,
+                     gpu.num_multiprocessors, gpu.bus_id,
+                     usable.ok() ? "" : "; not usable: " + usable.error().message());
 }
 
 JsonValue drive_to_json(const BlockDrive& drive) {
@@ -109,11 +119,7 @@ std::string machine_to_text(const MachineReport& report) {
                  isa_name(cpu.chosen));
   for (std::size_t index = 0; index < report.gpus.size(); ++index) {
     const GpuInfo& gpu = report.gpus[index];
-    const Status usable = gpu.usable();
-    fmt::format_to(out, "GPU {:<9} {}, {}, compute capability {}.{}, {} SMs, {}{}\n", index,
-                   gpu.name, human_bytes(gpu.total_bytes), gpu.compute_major, gpu.compute_minor,
-                   gpu.num_multiprocessors, gpu.bus_id,
-                   usable.ok() ? "" : "; not usable: " + usable.error().message());
+    fmt::format_to(out, "GPU {:<9} {}\n", index, gpu_in_words(gpu));
   }
   if (report.gpus.empty()) text += "GPU           none\n";
   fmt::format_to(out, "CUDA          {}\n", report.cuda);
