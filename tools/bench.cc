@@ -84,7 +84,7 @@ Command add_bench(CLI::App& program) {
                   "Tokens of a round: decoded one by one, or prefilled at once")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
-  model.model.context_flag = "--context";
+  model.model.context_flag = {"--context"};  // and --tokens, which bench_model() adds
   app->add_option("--context", model.context,
                   "Tokens that are cached before a round begins; their keys are random, nothing is "
                   "computed for them")

@@ -16,6 +16,7 @@
 #include "cpu/read_bandwidth.h"
 #include "tools/drive_probe.h"
 #include "tools/eval_files.h"
+#include "tools/gpu_placement.h"
 #include "tools/hook_chain.h"
 #include "tools/progress_bar.h"
 #include "tools/random_context.h"
@@ -406,11 +407,12 @@ Result<int> bench_model(const ModelBenchFlags& flags, const Gpus* gpus) {
   if (flags.compare_prefetch && flags.compare_sites) {
     return make_error(ErrorCode::kUsage, "--compare-prefetch and --compare-sites: one at a time");
   }
-  if (flags.compare_sites && flags.model.backend != "cuda" && flags.model.backend != "auto") {
+  if (flags.compare_sites && !may_use_gpus(flags.model)) {
     return make_error(ErrorCode::kUsage, "--compare-sites is for --backend cuda");
   }
   ModelFlags model_flags = flags.model;
   model_flags.ctx = flags.context + flags.tokens;
+  model_flags.context_flag.tokens_beside = flags.tokens;
   LoadOptions options;
   if (!flags.decode) options.prefill_rows = flags.tokens;
   options.logit_rows = 1;

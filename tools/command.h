@@ -9,6 +9,11 @@
 
 namespace stoker::tools {
 
+// A flag whose value is a list: `--ram 1GiB,2GiB`. What stands after it is no part of it.
+inline CLI::Option* as_list(CLI::Option* option) {
+  return option->delimiter(',')->allow_extra_args(false);
+}
+
 // What main() dispatches on. `run` returns the exit status, or an Error that main() prints: status
 // 2 for kUsage, else 1.
 struct Command {

@@ -8,13 +8,14 @@
 #include <optional>
 #include <utility>
 
-#include "core/interface/backend.h"
-#include "tools/shorter_context.h"
-
 namespace stoker::tools {
 namespace {
 
 double gib(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
+
+std::string layers_in_words(int count) {
+  return count == 1 ? "1 layer" : fmt::format("{} layers", count);
+}
 
 int devices_on(std::span<const DeviceRoom> rooms, int gpu) {
   return static_cast<int>(std::count_if(rooms.begin(), rooms.end(),
@@ -45,6 +46,7 @@ struct Attempt {
     std::size_t device = 0;
     std::string why;  // of it, in a few words
     std::string message;
+    bool more_than_free = false;  // --vram is, whatever the model needs
   };
   DevicePlan plan;
   std::optional<Refusal> refusal;
@@ -68,20 +70,22 @@ Shares shares_of(const DeviceNeed& need, const DevicePlan& plan) {
 }
 
 // A context that the plan would fit with; at least: activations and scratch may shrink with it.
-int context_that_fits(const DeviceNeed& need, const DevicePlan& plan, const Shares& shares) {
-  const std::int64_t num_pages = (need.context_tokens + kPageTokens - 1) / kPageTokens;
-  std::int64_t fits = num_pages;
+std::int64_t context_that_fits(const DeviceNeed& need, const DevicePlan& plan,
+                               const Shares& shares) {
+  std::int64_t fits = need.context_tokens;
   for (std::size_t i = 0; i < plan.devices.size(); ++i) {
     const DevicePlan::Device& device = plan.devices[i];
     const std::int64_t room = device.budget_bytes - (device.fixed_bytes - shares.kv[i]);
     if (room < 0) return 0;
-    if (shares.kv[i] > 0) fits = std::min(fits, room / (shares.kv[i] / num_pages));
+    if (shares.kv[i] > 0) {
+      fits = std::min(fits, tokens_that_fit(room, shares.kv[i], need.context_tokens));
+    }
   }
-  return static_cast<int>(fits * kPageTokens);
+  return fits;
 }
 
 std::int64_t workspace_of(const DeviceNeed& need, const DevicePlan::Device& device) {
-  return device.num_layers > 0 ? need.workspace_bytes : 0;
+  return device.num_layers > 0 ? need.workspace_bytes : need.experts_bytes;
 }
 
 // That the plan's device does not hold its layers.
@@ -90,14 +94,15 @@ Attempt::Refusal over_budget(const DeviceNeed& need, const DevicePlan& plan, con
   const DevicePlan::Device& device = plan.devices[index];
   return {
       index,
-      fmt::format("its {} layers need {:.2f} GiB, it may take {:.2f}", device.num_layers,
-                  gib(device.fixed_bytes), gib(device.budget_bytes)),
+      fmt::format("its {} and buffers need {:.2f} GiB, it may take {:.2f}",
+                  layers_in_words(device.num_layers), gib(device.fixed_bytes),
+                  gib(device.budget_bytes)),
       fmt::format(
-          "device {} (GPU {}) may take {:.2f} GiB; its {} layers need {:.2f} for weights, "
+          "device {} (GPU {}) may take {:.2f} GiB; its {} need {:.2f} for weights, "
           "{:.2f} for {} tokens of context, {:.2f} for activations and {:.2f} for scratch: give "
           "it at least {} bytes ({:.2f} GiB, --vram), use more devices (--devices){} or lower "
           "--prefill-rows",
-          index, device.gpu, gib(device.budget_bytes), device.num_layers,
+          index, device.gpu, gib(device.budget_bytes), layers_in_words(device.num_layers),
           gib(shares.weights[index]), gib(shares.kv[index]), need.context_tokens,
           gib(workspace_of(need, device)), gib(room.scratch_bytes), device.fixed_bytes,
           gib(device.fixed_bytes),
@@ -120,7 +125,8 @@ Attempt try_plan(const DeviceNeed& need, std::span<const DeviceRoom> rooms,
         i, fmt::format("it has {:.2f} GiB free, --vram is {:.2f}", gib(share), gib(vram_bytes)),
         fmt::format("--vram {:.2f} GiB: GPU {} has {:.2f} GiB free for each of its {} device(s); "
                     "free some or give it less",
-                    gib(vram_bytes), room.gpu, gib(share), num_sharing)};
+                    gib(vram_bytes), room.gpu, gib(share), num_sharing),
+        /*more_than_free=*/true};
     return attempt;
   }
   // 2. Layers.
@@ -129,14 +135,19 @@ Attempt try_plan(const DeviceNeed& need, std::span<const DeviceRoom> rooms,
     ++plan.devices[static_cast<std::size_t>(device)].num_layers;
   }
   const Shares shares = shares_of(need, plan);
-  // 3. Do the devices hold them? The smallest that does not is the first to go.
+  // 3. Do the devices hold them? The smallest that does not is the first to go; of several as small
+  // the one that lacks most, so that --vram with what it asks for is enough for all.
   std::optional<std::size_t> failing;
   for (std::size_t i = 0; i < rooms.size(); ++i) {
     DevicePlan::Device& device = plan.devices[i];
     device.fixed_bytes =
         shares.weights[i] + shares.kv[i] + workspace_of(need, device) + rooms[i].scratch_bytes;
     if (device.fixed_bytes <= device.budget_bytes) continue;
-    if (!failing || device.budget_bytes < plan.devices[*failing].budget_bytes) failing = i;
+    const auto lacks_more = [&](const DevicePlan::Device& other) {
+      return device.budget_bytes != other.budget_bytes ? device.budget_bytes < other.budget_bytes
+                                                       : device.fixed_bytes > other.fixed_bytes;
+    };
+    if (!failing || lacks_more(plan.devices[*failing])) failing = i;
   }
   if (failing) {
     attempt.refusal = over_budget(need, plan, shares, rooms[*failing], *failing);
@@ -147,7 +158,7 @@ Attempt try_plan(const DeviceNeed& need, std::span<const DeviceRoom> rooms,
       std::reduce(need.num_experts.begin(), need.num_experts.end(), std::int64_t{0});
   for (std::size_t i = 0; i < rooms.size(); ++i) {
     DevicePlan::Device& device = plan.devices[i];
-    if (need.slot_bytes == 0 || device.num_layers == 0) continue;
+    if (need.slot_bytes == 0) continue;
     const std::int64_t slots = (device.budget_bytes - device.fixed_bytes) / need.slot_bytes;
     device.num_slots = static_cast<int>(std::min(slots, num_experts));
   }
@@ -180,7 +191,7 @@ Result<DeviceChoice> choose_devices(const DeviceNeed& need, std::span<const Devi
   check_need(need, rooms);
   std::vector<DeviceRoom> left(rooms.begin(), rooms.end());
   DeviceChoice choice;
-  std::string first_refusal;  // of all devices
+  std::optional<Attempt::Refusal> first;  // of all devices, or of those that have --vram free
   for (;;) {
     Attempt attempt = try_plan(need, left, vram_bytes);
     if (!attempt.refusal) {
@@ -189,8 +200,8 @@ Result<DeviceChoice> choose_devices(const DeviceNeed& need, std::span<const Devi
       return choice;
     }
     const Attempt::Refusal& refusal = *attempt.refusal;
-    if (first_refusal.empty()) first_refusal = refusal.message;
-    if (left.size() == 1) return Error(ErrorCode::kResource, first_refusal);
+    if (!first || first->more_than_free) first = refusal;
+    if (left.size() == 1) return Error(ErrorCode::kResource, std::move(first->message));
     choice.left_out.push_back({left[refusal.device].gpu, refusal.why});
     left.erase(left.begin() + static_cast<std::ptrdiff_t>(refusal.device));
   }

@@ -7,17 +7,19 @@
 #include <vector>
 
 #include "core/base/error.h"
+#include "tools/shorter_context.h"
 
 namespace stoker::tools {
 
-// What a model takes of the devices that run its dense part. Bytes.
+// What a model takes of devices. Bytes.
 struct DeviceNeed {
   std::vector<std::int64_t> weight_bytes;  // of every main layer, but its routed experts
   std::vector<std::int64_t> kv_bytes;      // of every main layer, for `context_tokens`
   std::int64_t head_bytes = 0;             // with the last layer
-  std::int64_t workspace_bytes = 0;        // of every device
+  std::int64_t workspace_bytes = 0;        // activations of a device that runs layers
+  std::int64_t experts_bytes = 0;          // of one that computes experts alone
   int context_tokens = 0;
-  std::string context_flag;      // of the command; empty: its input decides
+  ContextFlag context_flag;
   std::int64_t slot_bytes = 0;   // of the largest expert; 0: the model has none
   std::vector<int> num_experts;  // routed experts of every main layer
 };

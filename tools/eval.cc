@@ -191,9 +191,7 @@ Command add_eval(CLI::App& program) {
   app->add_option("--routes", flags->routes, "Write chosen experts and weights as JSON");
   auto* selected =
       app->add_option("--selected", flags->selected, "Write the positions DSA selected as JSON");
-  app->add_option("--rows", flags->rows, "Rows to list with --selected (default: all)")
-      ->delimiter(',')
-      ->allow_extra_args(false)
+  as_list(app->add_option("--rows", flags->rows, "Rows to list with --selected (default: all)"))
       ->needs(selected);
   app->add_option("--chunk", flags->chunk, "Tokens a pass; 1: decoding (default: all in one pass)")
       ->check(CLI::PositiveNumber);

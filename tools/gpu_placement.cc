@@ -60,10 +60,6 @@ const char* flag_about_gpus(const ModelFlags& flags) {
   return nullptr;
 }
 
-bool may_use_gpus(const ModelFlags& flags) {
-  return flags.backend == "cuda" || flags.backend == "auto";
-}
-
 // Memory that a GPU has free, or why it cannot be used.
 Result<std::int64_t> free_bytes_of(int gpu, std::span<const GpuInfo> list, const Gpus& gpus) {
   RETURN_IF_ERROR(list[static_cast<std::size_t>(gpu)].usable());
@@ -116,6 +112,10 @@ Result<std::vector<DeviceRoom>> usable_rooms(std::span<const GpuInfo> list, cons
 
 }  // namespace
 
+bool may_use_gpus(const ModelFlags& flags) {
+  return flags.backend == "cuda" || flags.backend == "auto";
+}
+
 Status check_gpu_flags(const ModelFlags& flags) {
   const char* const flag = flag_about_gpus(flags);
   if (flag != nullptr && !may_use_gpus(flags)) {
@@ -137,9 +137,12 @@ Status check_gpu_flags(const ModelFlags& flags) {
 DeviceNeed device_need(const ModelConfig& config, const storage::ModelSource& source,
                        BackendTypes types, const RunnerOptions& options) {
   DeviceNeed need;
-  const int num_pages = (options.context_tokens + kPageTokens - 1) / kPageTokens;
+  const int num_pages = pages_for(options.context_tokens);
   need.context_tokens = options.context_tokens;
-  need.workspace_bytes = Runner::workspace_bytes_needed(config, types.activations, options).dense;
+  const WorkspaceBytes workspaces =
+      Runner::workspace_bytes_needed(config, types.activations, options);
+  need.workspace_bytes = workspaces.dense;
+  need.experts_bytes = workspaces.experts;
   for (const LayerSpec& layer : config.layers()) {
     if (layer.role != LayerRole::kMain) continue;
     need.kv_bytes.push_back(config.kv_bytes_per_token(types.kv, layer) * num_pages * kPageTokens);
@@ -166,7 +169,6 @@ Result<std::optional<DevicePlan>> place_on_gpus(const ModelFlags& flags, const M
                                                 const storage::ModelSource& source,
                                                 BackendTypes types, const RunnerOptions& options,
                                                 const Gpus& gpus) {
-  RETURN_IF_ERROR(check_gpu_flags(flags));
   if (!may_use_gpus(flags)) return std::optional<DevicePlan>();
   // Who says nothing of GPUs gets those that suffice.
   const bool asked_for = flags.backend == "cuda" || flag_about_gpus(flags) != nullptr;
@@ -262,14 +264,11 @@ Result<std::unique_ptr<TieredExperts>> make_tiers(const DevicePlan& plan, const 
   for (const ExpertLayer& layer : layers) {
     slot_bytes = std::max(slot_bytes, source.expert_bytes(layer.layer));
   }
-  CostSubjects subjects;
-  subjects.host = options.host_computes ? backends.back() : nullptr;
-  subjects.devices = backends.first(num_devices);
-  int fewest_slots = plan.devices.front().num_slots;
-  for (const DevicePlan::Device& device : plan.devices) {
-    fewest_slots = std::min(fewest_slots, device.num_slots);
+  std::vector<CostSubjects::Device> measured;
+  for (std::size_t i = 0; i < num_devices; ++i) {
+    measured.push_back({backends[i], std::max(plan.devices[i].num_slots, 1) * slot_bytes});
   }
-  subjects.most_device_bytes = std::max(fewest_slots, 1) * slot_bytes;
+  const CostSubjects subjects{options.host_computes ? backends.back() : nullptr, measured};
   ASSIGN_OR_RETURN(const ExpertCosts costs,
                    measure_costs(engine.config(), source, subjects, clock));
   // 2. Slots in what is left of it.

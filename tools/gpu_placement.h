@@ -22,10 +22,13 @@
 
 namespace stoker::tools {
 
+// Whether --backend lets GPUs compute, where there are any.
+bool may_use_gpus(const ModelFlags& flags);
+
 // That what the flags say of GPUs goes together, and with --backend; else kUsage. Asks no machine.
 Status check_gpu_flags(const ModelFlags& flags);
 
-// What a model takes of the devices that run its dense part. Weights are counted in the form that
+// What a model takes of devices. Weights are counted in the form that
 // products read them in, each in memory of its own.
 DeviceNeed device_need(const ModelConfig& config, const storage::ModelSource& source,
                        BackendTypes types, const RunnerOptions& options);
@@ -34,7 +37,7 @@ DeviceNeed device_need(const ModelConfig& config, const storage::ModelSource& so
 // and auto with a flag about GPUs, ask for them: it is an error if there are none or if they do not
 // hold the model's dense part. Otherwise auto takes those that hold it, and says so if they do not.
 // GPUs that cannot be used, or do not hold their share, are an error if --devices names them, else
-// they are left out with a notice.
+// they are left out with a notice. Requires: check_gpu_flags().
 Result<std::optional<DevicePlan>> place_on_gpus(const ModelFlags& flags, const ModelConfig& config,
                                                 const storage::ModelSource& source,
                                                 BackendTypes types, const RunnerOptions& options,

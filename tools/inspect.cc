@@ -55,10 +55,9 @@ Command add_inspect(CLI::App& program) {
   CLI::App* app = program.add_subcommand(
       "inspect", "What a model holds and what a token of it costs; what this machine has");
   add_model_argument(*app, flags->model);
-  app->add_option("--store", flags->expert_dirs,
-                  "Directories that hold a packed model's expert files instead of its own, A,B")
-      ->delimiter(',')
-      ->allow_extra_args(false);
+  as_list(app->add_option(
+      "--store", flags->expert_dirs,
+      "Directories that hold a packed model's expert files instead of its own, A,B"));
   app->add_flag("--machine", flags->machine,
                 "This machine: cores, caches, NUMA nodes, GPUs, drives, instruction sets (and the "
                 "model only if MODEL is given)");

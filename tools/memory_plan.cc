@@ -5,9 +5,6 @@
 #include <algorithm>
 #include <string>
 
-#include "core/interface/backend.h"
-#include "tools/shorter_context.h"
-
 namespace stoker::tools {
 namespace {
 
@@ -22,13 +19,11 @@ std::string fixed_parts(const MemoryNeed& need) {
 }
 
 // A context that would leave `expert_bytes` to experts; 0: none would, or it takes nothing here.
-int context_that_fits(const MemoryNeed& need, std::int64_t expert_bytes,
-                      std::int64_t available_bytes) {
+std::int64_t context_that_fits(const MemoryNeed& need, std::int64_t expert_bytes,
+                               std::int64_t available_bytes) {
   if (need.kv_bytes == 0) return 0;
-  const std::int64_t page_bytes = need.kv_bytes / need.context_tokens * kPageTokens;
-  const std::int64_t room =
-      available_bytes - need.dense_bytes - need.workspace_bytes - expert_bytes;
-  return room > 0 ? static_cast<int>(room / page_bytes * kPageTokens) : 0;
+  return tokens_that_fit(available_bytes - need.dense_bytes - need.workspace_bytes - expert_bytes,
+                         need.kv_bytes, need.context_tokens);
 }
 
 }  // namespace

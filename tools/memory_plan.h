@@ -2,17 +2,18 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
 
 #include "core/base/error.h"
+#include "tools/shorter_context.h"
 
 namespace stoker::tools {
 
 // What a model that runs takes. Bytes.
 struct MemoryNeed {
-  std::int64_t dense_bytes = 0, kv_bytes = 0, workspace_bytes = 0;
+  std::int64_t dense_bytes = 0, workspace_bytes = 0;
+  std::int64_t kv_bytes = 0;  // of the pages for `context_tokens`
   int context_tokens = 0;
-  std::string context_flag;      // of the command; empty: its input decides
+  ContextFlag context_flag;
   std::int64_t slot_bytes = 0;   // of the largest expert; 0: the model has none
   std::int64_t num_experts = 0;  // over all layers
   int fewest_slots = 0;          // experts of a token in one layer

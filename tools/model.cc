@@ -1,6 +1,7 @@
 #include "tools/model.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -54,7 +55,7 @@ RunnerOptions runner_options(const ModelFlags& flags, const ModelConfig& config,
 // compute experts.
 MemoryNeed memory_need(const ModelConfig& config, const storage::ModelSource& source,
                        BackendTypes types, const RunnerOptions& options,
-                       const std::string& context_flag, bool on_gpus) {
+                       const ContextFlag& context_flag, bool on_gpus) {
   MemoryNeed need;
   need.context_tokens = options.context_tokens;
   need.context_flag = context_flag;
@@ -65,7 +66,8 @@ MemoryNeed memory_need(const ModelConfig& config, const storage::ModelSource& so
     need.workspace_bytes = workspaces.experts + workspaces.host;
   } else {
     need.dense_bytes = source.dense_bytes();
-    need.kv_bytes = config.kv_bytes_per_token(types.kv) * options.context_tokens;
+    need.kv_bytes =
+        config.kv_bytes_per_token(types.kv) * kPageTokens * pages_for(options.context_tokens);
     need.workspace_bytes = workspaces.total({});
   }
   for (const ExpertLayer& layer : expert_layers(config)) {
@@ -95,24 +97,96 @@ Result<std::string> model_id(const std::filesystem::path& directory) {
   return storage::hex(storage::hash128(text));
 }
 
-// The devices of the plan and, where there are experts, the host beside them; without a plan the
+// What is decided before anything is loaded.
+struct LoadPlan {
+  ModelConfig config;
+  BackendTypes types;
+  RunnerOptions options;
+  std::optional<DevicePlan> devices;  // empty: the host alone
+  MemoryNeed memory;
+  int num_slots = 0;  // of experts in RAM
+};
+
+// Looks at the model, whose directory and source it opens, and at the machine.
+Result<LoadPlan> plan_load(LoadedModel& model, const ModelFlags& flags, const LoadOptions& wanted,
+                           const Gpus& gpus) {
+  RETURN_IF_ERROR(check_gpu_flags(flags));
+  ASSIGN_OR_RETURN(model.directory, model_directory(flags.model));
+  ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::load(model.directory));
+  std::int64_t ram_bytes = 0;
+  if (!flags.ram.empty()) {
+    ASSIGN_OR_RETURN(ram_bytes, parse_size(flags.ram), "--ram");
+  }
+  const std::vector<std::filesystem::path> store(flags.store.begin(), flags.store.end());
+  ASSIGN_OR_RETURN(model.source, storage::open_model(model.directory, config, store));
+  model.bytes = model.source->category_bytes();
+  ASSIGN_OR_RETURN(const BackendTypes types, backend_types(flags));
+  RETURN_IF_ERROR(config.check_kv_format(types.kv), "--kv-cache {}", kv_format_name(types.kv));
+  const RunnerOptions options = runner_options(flags, config, types, wanted);
+  ASSIGN_OR_RETURN(std::optional<DevicePlan> devices,
+                   place_on_gpus(flags, config, *model.source, types, options, gpus));
+  MemoryNeed memory = memory_need(config, *model.source, types, options, flags.context_flag,
+                                  /*on_gpus=*/devices.has_value());
+  ASSIGN_OR_RETURN(const int num_slots,
+                   plan_slots(memory, ram_bytes, MachineInfo::detect().memory_available_bytes));
+  return LoadPlan{std::move(config), types,    options, std::move(devices),
+                  std::move(memory), num_slots};
+}
+
+// Experts in RAM; null if the model has none.
+Result<std::unique_ptr<ExpertManager>> start_paging(LoadedModel& model, const ModelFlags& flags,
+                                                    const LoadPlan& plan, const LoadOptions& wanted,
+                                                    const Gpus& gpus) {
+  std::unique_ptr<ExpertManager> experts;
+  if (plan.num_slots == 0) return experts;
+  model.num_experts = static_cast<int>(plan.memory.num_experts);
+  PagingNeed need{
+      plan.num_slots, plan.memory.slot_bytes, {}, wanted.modelled_drive_bytes_per_second};
+  if (plan.devices) {
+    need.pin = [&gpus, gpu = plan.devices->devices.front().gpu](std::span<std::byte> memory) {
+      return gpus.pin(memory, gpu);
+    };
+  }
+  ASSIGN_OR_RETURN(experts,
+                   model.paging.start(plan.config, *model.source, *model.clock, flags, need));
+  model.experts = experts.get();
+  model.say_notices();
+  return experts;
+}
+
+// The devices of the plan and, where there are experts, the host beside them; without devices the
 // host alone.
 Result<EngineBackends> make_backends(LoadedModel& model, const ModelFlags& flags,
-                                     const ModelConfig& config, BackendTypes types,
-                                     const RunnerOptions& options, const DevicePlan* plan,
-                                     const LoadOptions& wanted, const Gpus& gpus) {
+                                     const LoadPlan& plan, const LoadOptions& wanted,
+                                     const Gpus& gpus) {
   EngineBackends backends;
-  if (plan != nullptr) {
-    for (const std::string& line : describe(*plan, gpus)) say_notice(line);
+  if (plan.devices) {
+    for (const std::string& line : describe(*plan.devices, gpus)) say_notice(line);
     const GpuExtras extras{.measure_busy = wanted.measure_busy,
                            .fast_experts = flags.expert_arithmetic == "fast"};
-    ASSIGN_OR_RETURN(backends, make_gpu_backends(*plan, config, types, options, extras, gpus));
+    ASSIGN_OR_RETURN(backends, make_gpu_backends(*plan.devices, plan.config, plan.types,
+                                                 plan.options, extras, gpus));
     if (model.experts == nullptr) return backends;
   }
   ASSIGN_OR_RETURN(BackendChoice host, make_host_backend(flags));
   model.team = std::move(host.team);
   backends.backends.push_back(std::move(host.backend));
   return backends;
+}
+
+// What gives the runner its experts: those in RAM, on devices above them, or none.
+Result<std::unique_ptr<ExpertProvider>> make_provider(LoadedModel& model, const ModelFlags& flags,
+                                                      const LoadPlan& plan,
+                                                      std::unique_ptr<ExpertManager> experts,
+                                                      const Gpus& gpus) {
+  using Provider = std::unique_ptr<ExpertProvider>;
+  if (experts == nullptr) return Provider(std::make_unique<NoExperts>());
+  if (!plan.devices) return Provider(std::move(experts));
+  ASSIGN_OR_RETURN(std::unique_ptr<TieredExperts> tiers,
+                   make_tiers(*plan.devices, *model.engine, std::move(experts),
+                              model.paging.source(), flags, gpus, *model.clock));
+  model.tiers = tiers.get();
+  return Provider(std::move(tiers));
 }
 
 }  // namespace
@@ -136,70 +210,29 @@ Result<LoadedModel> load_model(const ModelFlags& flags, LoadOptions wanted) {
   LoadedModel model;
   model.clock = std::make_unique<SteadyClock>();
   const std::int64_t start_us = model.clock->now_us();
-  // 1. What is asked for, what is there, and whether it fits.
-  RETURN_IF_ERROR(check_gpu_flags(flags));
-  ASSIGN_OR_RETURN(model.directory, model_directory(flags.model));
-  ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::load(model.directory));
-  std::int64_t ram_bytes = 0;
-  if (!flags.ram.empty()) {
-    ASSIGN_OR_RETURN(ram_bytes, parse_size(flags.ram), "--ram");
-  }
-  const std::vector<std::filesystem::path> store(flags.store.begin(), flags.store.end());
-  ASSIGN_OR_RETURN(model.source, storage::open_model(model.directory, config, store));
-  model.bytes = model.source->category_bytes();
-  ASSIGN_OR_RETURN(const BackendTypes types, backend_types(flags));
-  RETURN_IF_ERROR(config.check_kv_format(types.kv), "--kv-cache {}", kv_format_name(types.kv));
-  const RunnerOptions options = runner_options(flags, config, types, wanted);
   const Gpus& gpus = wanted.gpus != nullptr ? *wanted.gpus : cuda_gpus();
-  ASSIGN_OR_RETURN(const std::optional<DevicePlan> plan,
-                   place_on_gpus(flags, config, *model.source, types, options, gpus));
-  const MemoryNeed need = memory_need(config, *model.source, types, options, flags.context_flag,
-                                      /*on_gpus=*/plan.has_value());
-  ASSIGN_OR_RETURN(const int num_slots,
-                   plan_slots(need, ram_bytes, MachineInfo::detect().memory_available_bytes));
+  // 1. What is asked for, what is there, and whether it fits.
+  ASSIGN_OR_RETURN(const LoadPlan plan, plan_load(model, flags, wanted, gpus));
   const std::string name = model.directory.lexically_normal().filename().string();
-  ASSIGN_OR_RETURN(model.record, RunRecord::create(flags, config, name));
+  ASSIGN_OR_RETURN(model.record, RunRecord::create(flags, plan.config, name));
   // 2. Experts in RAM; their threads before the Team pins this one.
-  std::unique_ptr<ExpertManager> experts;
-  if (num_slots > 0) {
-    model.num_experts = static_cast<int>(need.num_experts);
-    PagingNeed paging{num_slots, need.slot_bytes, {}, wanted.modelled_drive_bytes_per_second};
-    if (plan) {
-      paging.pin = [&gpus, gpu = plan->devices.front().gpu](std::span<std::byte> memory) {
-        return gpus.pin(memory, gpu);
-      };
-    }
-    ASSIGN_OR_RETURN(experts,
-                     model.paging.start(config, *model.source, *model.clock, flags, paging));
-    model.experts = experts.get();
-    model.say_notices();
-  }
+  ASSIGN_OR_RETURN(std::unique_ptr<ExpertManager> experts,
+                   start_paging(model, flags, plan, wanted, gpus));
   // 3. Who computes, with everything else.
-  ASSIGN_OR_RETURN(EngineBackends backends, make_backends(model, flags, config, types, options,
-                                                          plan ? &*plan : nullptr, wanted, gpus));
+  ASSIGN_OR_RETURN(EngineBackends backends, make_backends(model, flags, plan, wanted, gpus));
   {
     ProgressBar progress("loading weights", ProgressBar::Unit::kBytes);
-    ASSIGN_OR_RETURN(model.engine,
-                     Engine::load(config, *model.source, std::move(backends), progress.callback()));
+    ASSIGN_OR_RETURN(model.engine, Engine::load(plan.config, *model.source, std::move(backends),
+                                                progress.callback()));
   }
   // 4. Experts above RAM, and a runner over all of it.
-  std::unique_ptr<ExpertProvider> provider;
-  if (experts == nullptr) {
-    provider = std::make_unique<NoExperts>();
-  } else if (plan) {
-    ASSIGN_OR_RETURN(std::unique_ptr<TieredExperts> tiers,
-                     make_tiers(*plan, *model.engine, std::move(experts), model.paging.source(),
-                                flags, gpus, *model.clock));
-    model.tiers = tiers.get();
-    provider = std::move(tiers);
-  } else {
-    provider = std::move(experts);
-  }
-  ASSIGN_OR_RETURN(model.runner, Runner::create(model.engine, std::move(provider), options));
+  ASSIGN_OR_RETURN(std::unique_ptr<ExpertProvider> provider,
+                   make_provider(model, flags, plan, std::move(experts), gpus));
+  ASSIGN_OR_RETURN(model.runner, Runner::create(model.engine, std::move(provider), plan.options));
   model.record->attach(*model.runner);
   if (model.experts != nullptr && wanted.modelled_drive_bytes_per_second == 0) {
     ASSIGN_OR_RETURN(const std::string id, model_id(model.directory));
-    model.record->keep_usage(*model.experts, expert_layers(config), id);
+    model.record->keep_usage(*model.experts, expert_layers(plan.config), id);
   }
   model.load_seconds = seconds_since(*model.clock, start_us);
   return model;

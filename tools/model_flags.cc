@@ -5,6 +5,7 @@
 #include <charconv>
 
 #include "core/runtime/scheduler.h"
+#include "tools/command.h"
 
 namespace stoker::tools {
 namespace {
@@ -91,11 +92,10 @@ void add_model_flags(CLI::App& app, ModelFlags& flags) {
       "--ram", flags.ram,
       "Memory that routed experts may take, e.g. 48GiB (default: what the machine has to "
       "spare)");
-  app.add_option("--store", flags.store,
-                 "Directories to take a packed model's expert files from, instead of its own; on "
-                 "several drives they are read together, and a file found twice is a mirror")
-      ->delimiter(',')
-      ->allow_extra_args(false);
+  as_list(app.add_option(
+      "--store", flags.store,
+      "Directories to take a packed model's expert files from, instead of its own; on "
+      "several drives they are read together, and a file found twice is a mirror"));
   app.add_option("--io", flags.io, "How drives are read; auto: io_uring where it can be had")
       ->check(CLI::IsMember({"auto", "uring", "pread"}))
       ->capture_default_str();
@@ -105,13 +105,12 @@ void add_model_flags(CLI::App& app, ModelFlags& flags) {
   app.add_option("--prefetch", flags.prefetch, "Read experts ahead while a drive is idle")
       ->check(CLI::IsMember({"on", "off"}))
       ->capture_default_str();
-  app.add_option("--devices", flags.devices,
-                 fmt::format("GPUs to run on, e.g. 0,1, numbered as `inspect --machine` lists them "
-                             "(default: all, at most {}, that can be used and hold their share); "
-                             "layers are shared out in this order, and a GPU may be named twice",
-                             kMaxScheduledDevices))
-      ->delimiter(',')
-      ->allow_extra_args(false)
+  as_list(app.add_option(
+              "--devices", flags.devices,
+              fmt::format("GPUs to run on, e.g. 0,1, numbered as `inspect --machine` lists them "
+                          "(default: all, at most {}, that can be used and hold their share); "
+                          "layers are shared out in this order, and a GPU may be named twice",
+                          kMaxScheduledDevices)))
       ->check(check_gpu);
   app.add_option("--vram", flags.vram,
                  "Memory that each of them may take, e.g. 24GiB (default: what it has to spare); "
@@ -146,7 +145,7 @@ void add_model_flags(CLI::App& app, ModelFlags& flags) {
 }
 
 void add_context_flag(CLI::App& app, ModelFlags& flags) {
-  flags.context_flag = "--ctx";
+  flags.context_flag = {"--ctx"};
   app.add_option("--ctx", flags.ctx, "Tokens of context to reserve memory for")
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/base/error.h"
+#include "tools/shorter_context.h"
 
 namespace stoker::tools {
 
@@ -27,7 +28,7 @@ struct ModelFlags {
   std::string expert_site = "auto";  // who computes experts that no device holds
   std::string expert_arithmetic = "defined";
   int ctx = 4096;
-  std::string context_flag;  // that sets it in this command; empty: the input decides
+  ContextFlag context_flag;
   int prefill_rows = 0;      // 0: as many as the activation budget holds
   std::string kv_cache;      // empty: bf16, or f32 with --backend reference
   std::string activations;   // likewise

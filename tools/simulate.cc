@@ -331,38 +331,28 @@ Result<int> run(const SimulateFlags& flags) {
 }
 
 void add_replay_flags(CLI::App& app, SimulateFlags& flags, CLI::Option* trace) {
-  app.add_option("--ram", flags.ram,
-                 "Sizes of the expert cache (default: of 10, 25 and 40 % of all experts)")
-      ->delimiter(',')
-      ->allow_extra_args(false)
+  as_list(app.add_option("--ram", flags.ram,
+                         "Sizes of the expert cache (default: of 10, 25 and 40 % of all experts)"))
       ->needs(trace);
-  app.add_option("--slots", flags.slots, "The same, in experts")
-      ->delimiter(',')
-      ->allow_extra_args(false)
+  as_list(app.add_option("--slots", flags.slots, "The same, in experts"))
       ->check(CLI::PositiveNumber)
       ->needs(trace);
-  app.add_option("--drive", flags.drives, "GB/s of the drive, or 2x7 for two of 7 (default 7)")
-      ->delimiter(',')
-      ->allow_extra_args(false)
+  as_list(
+      app.add_option("--drive", flags.drives, "GB/s of the drive, or 2x7 for two of 7 (default 7)"))
       ->needs(trace);
   app.add_option("--latency-us", flags.latency_us, "Of a read (default 100)")
       ->check(CLI::NonNegativeNumber);
   std::vector<std::string> policies;
   for (const std::string_view name : eviction_policy_names()) policies.emplace_back(name);
-  app.add_option("--policy", flags.policies,
-                 fmt::format("Who is evicted (default {})", flags.policies.front()))
-      ->delimiter(',')
-      ->allow_extra_args(false)
+  as_list(app.add_option("--policy", flags.policies,
+                         fmt::format("Who is evicted (default {})", flags.policies.front())))
       ->check(CLI::IsMember(policies));
-  app.add_option("--prefetch", flags.prefetch,
-                 "Whether to read ahead; always: even where it does not pay (default on)")
-      ->delimiter(',')
-      ->allow_extra_args(false)
+  as_list(app.add_option("--prefetch", flags.prefetch,
+                         "Whether to read ahead; always: even where it does not pay (default on)"))
       ->check(CLI::IsMember({"on", "off", "always"}));
-  app.add_option("--predictor", flags.predictors,
-                 "Whose guesses: the trace's, the token before, or what will come (default gate)")
-      ->delimiter(',')
-      ->allow_extra_args(false)
+  as_list(app.add_option(
+              "--predictor", flags.predictors,
+              "Whose guesses: the trace's, the token before, or what will come (default gate)"))
       ->check(CLI::IsMember({"gate", "previous", "perfect"}));
   app.add_option("--memory", flags.memory,
                  "GB/s at which weights are read from memory, which is what computing costs "

@@ -84,10 +84,9 @@ Command add_verify(CLI::App& program) {
   CLI::App* app = program.add_subcommand(
       "verify", "Reads every byte of a store and checks it; lists what is bad, exit status 1 then");
   app->add_option("STORE", flags->store, "Directory of the store")->required();
-  app->add_option("--store", flags->expert_dirs,
-                  "Directories that hold its expert files instead, A,B; every copy is checked")
-      ->delimiter(',')
-      ->allow_extra_args(false);
+  as_list(app->add_option(
+      "--store", flags->expert_dirs,
+      "Directories that hold its expert files instead, A,B; every copy is checked"));
   app->add_flag("--json", flags->json, "One JSON object");
   return {app, [flags] { return run(*flags); }};
 }

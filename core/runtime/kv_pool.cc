@@ -5,8 +5,6 @@
 namespace stoker {
 namespace {
 
-int pages_for(int positions) { return (positions + kPageTokens - 1) / kPageTokens; }
-
 Result<Tensor> allocate_rows(Backend& backend, const KvRow& row, std::int64_t num_rows) {
   const KvMatrix matrix = kv_matrix(backend.kv_format(), row);
   return backend.allocate(matrix.dtype, num_rows, matrix.cols);

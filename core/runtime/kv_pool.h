@@ -23,6 +23,9 @@ namespace stoker {
 enum class KvStream : std::uint8_t { kLatent, kIndex };
 inline constexpr int kNumKvStreams = 2;
 
+// Pages that hold so many tokens.
+constexpr int pages_for(int tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
+
 class KvPool {
  public:
   // Reserves `num_pages` pages per stream for every main layer, on the layer's dense backend and in

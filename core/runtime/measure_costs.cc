@@ -175,17 +175,17 @@ Result<ExpertCosts> measure_costs(const ModelConfig& config, const ExpertSource&
                                   const CostSubjects& subjects, const Clock& clock) {
   CHECK(subjects.host != nullptr || !subjects.devices.empty(), "nobody to measure");
   CostProbe probe(config, source, clock);
-  RETURN_IF_ERROR(probe.read(subjects.devices.empty() ? *subjects.host : *subjects.devices.front()),
-                  "experts to measure with");
+  Backend& pins = subjects.devices.empty() ? *subjects.host : *subjects.devices.front().backend;
+  RETURN_IF_ERROR(probe.read(pins), "experts to measure with");
   ComputeCost host;
   if (subjects.host != nullptr) {
     ASSIGN_OR_RETURN(host, probe.compute(*subjects.host, probe.host_experts()),
                      "measuring experts on the host");
   }
   std::vector<DeviceCosts> devices;
-  for (Backend* const backend : subjects.devices) {
-    ASSIGN_OR_RETURN(devices.emplace_back(), probe.device(*backend, subjects.most_device_bytes),
-                     "measuring experts on device {}", backend->device().index);
+  for (const CostSubjects::Device& device : subjects.devices) {
+    ASSIGN_OR_RETURN(devices.emplace_back(), probe.device(*device.backend, device.most_bytes),
+                     "measuring experts on device {}", device.backend->device().index);
   }
   return ExpertCosts(host, devices);
 }

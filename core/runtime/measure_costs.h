@@ -16,9 +16,12 @@ namespace stoker {
 
 // Who is measured.
 struct CostSubjects {
-  Backend* host = nullptr;             // null: no backend of the host computes experts
-  std::span<Backend* const> devices;   // as ExpertCosts counts them
-  std::int64_t most_device_bytes = 0;  // that may be taken of each device meanwhile; 0: no limit
+  struct Device {
+    Backend* backend = nullptr;
+    std::int64_t most_bytes = 0;  // that may be taken of it meanwhile, but for one expert; 0: any
+  };
+  Backend* host = nullptr;          // null: no backend of the host computes experts
+  std::span<const Device> devices;  // as ExpertCosts counts them
 };
 
 // Reads a few experts of the first layer that has any and computes them again and again, as decode

@@ -68,7 +68,7 @@ Result<std::unique_ptr<Runner>> Runner::create(std::shared_ptr<const Engine> eng
         options.prefill_rows, options.decode_rows, options.prefill_logit_rows);
   options.decode_rows = std::min(options.decode_rows, options.prefill_rows);
   auto runner = std::unique_ptr<Runner>(new Runner(std::move(engine), std::move(experts), options));
-  const int num_pages = (options.context_tokens + kPageTokens - 1) / kPageTokens;
+  const int num_pages = pages_for(options.context_tokens);
   const Engine& loaded = *runner->engine_;
   ASSIGN_OR_RETURN(runner->kv_pool_,
                    KvPool::create(loaded.config(), loaded.placement(), num_pages));

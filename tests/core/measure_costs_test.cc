@@ -37,7 +37,7 @@ class MeasureCostsTest : public testing::Test {
   ReferenceBackend host_;
   DeviceBackend first_{std::make_unique<ReferenceBackend>(), DeviceId{1}};
   DeviceBackend second_{std::make_unique<ReferenceBackend>(), DeviceId{2}};
-  std::vector<Backend*> devices_ = {&first_, &second_};
+  std::vector<CostSubjects::Device> devices_ = {{&first_, 0}, {&second_, 0}};
 };
 
 TEST_F(MeasureCostsTest, EveryProcessorIsMeasuredWithExpertsInItsOwnMemory) {
@@ -65,10 +65,12 @@ TEST_F(MeasureCostsTest, TimesAreThoseOfTheClock) {
 }
 
 TEST_F(MeasureCostsTest, FewerExpertsWhereMemoryIsShort) {
-  CostSubjects subjects{nullptr, devices_, 3 * experts_.expert_bytes(1) + 5};
-  const ExpertCosts costs = measure_costs(config_, experts_, subjects, CountingClock()).value();
+  devices_[0].most_bytes = 3 * experts_.expert_bytes(1) + 5;
+  const ExpertCosts costs =
+      measure_costs(config_, experts_, {nullptr, devices_}, CountingClock()).value();
   EXPECT_DOUBLE_EQ(costs.host().of(1), 0.0);  // there is none
   EXPECT_NEAR(costs.device(0).of(1), 1.0 / 3, 1e-9);
+  EXPECT_NEAR(costs.device(1).of(1), 1.0 / 8, 1e-9);
 }
 
 TEST_F(MeasureCostsTest, AnErrorOfTheSourceIsSaid) {

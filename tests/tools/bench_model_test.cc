@@ -54,6 +54,33 @@ TEST_F(BenchModelTest, SitesAreComparedInTurn) {
   EXPECT_EQ(report["site_device"]["on_host"]["most"], 0.0);
 }
 
+// The number after `words` in the message of a refusal.
+std::int64_t number_after(const Result<int>& status, const std::string& words) {
+  if (status.ok()) return 0;
+  const std::string& message = status.error().message();
+  const std::size_t at = message.find(words);
+  EXPECT_NE(at, std::string::npos) << message;
+  return at == std::string::npos ? 0 : std::stoll(message.substr(at + words.size()));
+}
+
+TEST_F(BenchModelTest, TheContextThatARefusalNamesFits) {
+  const test::FakeGpus gpus({std::int64_t{1} << 30});
+  flags_.model.backend = "cuda";
+  flags_.model.devices = {0};
+  flags_.model.context_flag = {"--context"};
+  flags_.context = 1000;
+  flags_.tokens = 100;
+  flags_.rounds = 1;
+  flags_.model.vram = "1MiB";
+  const std::int64_t enough = number_after(bench_model(flags_, &gpus), "give it at least ");
+  flags_.model.vram = std::to_string(enough - 1);
+  const std::int64_t fits = number_after(bench_model(flags_, &gpus), "shorten the context (");
+  EXPECT_GT(fits, 900);
+  EXPECT_LT(fits, 1000);
+  flags_.context = static_cast<int>(fits);
+  run(&gpus);
+}
+
 TEST_F(BenchModelTest, WhatCannotBeComparedIsRefused) {
   flags_.compare_sites = true;
   Result<int> status = bench_model(flags_);

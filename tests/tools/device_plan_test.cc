@@ -20,6 +20,7 @@ DeviceNeed small_need() {
   need.kv_bytes.assign(8, 16 * kMiB);
   need.head_bytes = 40 * kMiB;
   need.workspace_bytes = 24 * kMiB;
+  need.experts_bytes = 8 * kMiB;
   need.context_tokens = 4096;
   need.slot_bytes = 4 * kMiB;
   need.num_experts.assign(8, 32);
@@ -70,12 +71,16 @@ TEST(PlanDevices, MoreDevicesThanLayers) {
   const std::vector<DeviceRoom> rooms(5, room(0, 4 * kGiB));
   const DevicePlan plan = plan_devices(need, rooms, 0).value();
   EXPECT_TRUE(std::is_sorted(plan.layer_device.begin(), plan.layer_device.end()));
-  int num_layers = 0;
+  int num_layers = 0, num_idle = 0;
   for (const DevicePlan::Device& device : plan.devices) {
     num_layers += device.num_layers;
-    EXPECT_TRUE(device.num_layers > 0 || device.num_slots == 0);
+    EXPECT_EQ(device.num_slots, 32);  // also those without layers compute experts
+    if (device.num_layers > 0) continue;
+    ++num_idle;
+    EXPECT_EQ(device.fixed_bytes, (8 + 32) * kMiB);
   }
   EXPECT_EQ(num_layers, 2);
+  EXPECT_EQ(num_idle, 3);
 }
 
 TEST(PlanDevices, RefusesWithTheNumbers) {
@@ -96,13 +101,26 @@ TEST(PlanDevices, RefusesWithTheNumbers) {
             "give it less; without a device on GPU 2 it fits: --devices 2");
 }
 
+TEST(PlanDevices, RefusalNamesABudgetThatIsEnough) {
+  const std::vector<DeviceRoom> rooms = {room(0, 8 * kGiB), room(0, 8 * kGiB), room(1, 8 * kGiB)};
+  const std::string message =
+      plan_devices(small_need(), rooms, 100 * kMiB).error().message();  // the head is on the last
+  EXPECT_THAT(message, HasSubstr("device 2 (GPU 1) may take 0.10 GiB; its 3 layers"));
+  const std::string before = "give it at least ";
+  const std::int64_t enough = std::stoll(message.substr(message.find(before) + before.size()));
+  EXPECT_TRUE(plan_devices(small_need(), rooms, enough).ok());
+  EXPECT_FALSE(plan_devices(small_need(), rooms, enough - 1).ok());
+}
+
 TEST(PlanDevices, RefusalNamesAContextThatFits) {
   const std::vector<DeviceRoom> rooms = {room(0, 8 * kGiB)};
   DeviceNeed need = small_need();
   const auto message = [&] { return plan_devices(need, rooms, 700 * kMiB).error().message(); };
   EXPECT_THAT(message(), HasSubstr(", shorten the context (2944 tokens would fit) or lower"));
-  need.context_flag = "--context";
-  EXPECT_THAT(message(), HasSubstr(" (2944 tokens would fit, --context) or"));
+  need.context_flag = {"--context", 64};
+  EXPECT_THAT(message(), HasSubstr(" (2880 tokens would fit, --context) or"));
+  need.context_flag.tokens_beside = 2944;
+  EXPECT_THAT(message(), testing::Not(HasSubstr("shorten")));
   need.kv_bytes.assign(8, 16 * kMiB * 2944 / need.context_tokens);
   need.context_tokens = 2944;
   EXPECT_TRUE(plan_devices(need, rooms, 700 * kMiB).ok());
@@ -124,7 +142,7 @@ TEST(ChooseDevices, LeavesOutWhatDoesNotHoldItsShare) {
   const DeviceChoice choice = choose_devices(large_need(), rooms, 0).value();
   ASSERT_EQ(choice.left_out.size(), 1u);
   EXPECT_EQ(choice.left_out[0].gpu, 0);
-  EXPECT_EQ(choice.left_out[0].why, "its 1 layers need 4.09 GiB, it may take 3.75");
+  EXPECT_EQ(choice.left_out[0].why, "its 1 layer and buffers need 4.09 GiB, it may take 3.75");
   ASSERT_EQ(choice.plan.devices.size(), 2u);
   EXPECT_EQ(choice.plan.devices[0].gpu, 1);
   EXPECT_EQ(choice.plan.devices[0].num_layers, 30);
@@ -155,6 +173,14 @@ TEST(ChooseDevices, RefusesAsAllOfThemWere) {
   EXPECT_EQ(choice.error().code(), ErrorCode::kResource);
   EXPECT_THAT(choice.error().message(), HasSubstr("its 4 layers need"));
   EXPECT_EQ(choice.error().message(), plan_devices(small_need(), rooms, 0).error().message());
+}
+
+// What would still be in the way once the small card is left out.
+TEST(ChooseDevices, AShortOfMemoryCardIsNotTheReasonIfTheOthersAreTooFew) {
+  const std::vector<DeviceRoom> rooms = {room(0, 4 * kGiB), room(1, 80 * kGiB)};
+  const Result<DeviceChoice> choice = choose_devices(large_need(), rooms, 20 * kGiB);
+  ASSERT_FALSE(choice.ok());
+  EXPECT_THAT(choice.error().message(), HasSubstr("(GPU 1) may take 20.00 GiB; its 60 layers"));
 }
 
 }  // namespace

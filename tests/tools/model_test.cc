@@ -83,7 +83,7 @@ TEST(PlanSlots, NamesAContextThatFits) {
     return shorter;
   };
   const std::int64_t available = 27 * kGiB / 2;
-  need.context_flag = "--ctx";
+  need.context_flag = {"--ctx"};
   EXPECT_NE(plan_slots(need, 0, available)
                 .error()
                 .message()
@@ -92,7 +92,7 @@ TEST(PlanSlots, NamesAContextThatFits) {
   EXPECT_TRUE(plan_slots(with_context(384), 0, available).ok());
   EXPECT_FALSE(plan_slots(with_context(384 + kPageTokens), 0, available).ok());
   // With --ram nothing is spared for others; without a flag none is named.
-  need.context_flag = "";
+  need.context_flag = {};
   EXPECT_NE(plan_slots(need, 3 * kGiB, 29 * kGiB / 2)
                 .error()
                 .message()
