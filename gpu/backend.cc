@@ -7,6 +7,7 @@
 
 #include "gpu/error.h"
 #include "gpu/gpu_info.h"
+#include "gpu/native.h"
 #include "gpu/run-inl.h"
 #include "gpu/weights.h"
 
@@ -23,7 +24,9 @@ Status check_options(const CudaBackendOptions& options) {
     return make_error(ErrorCode::kUnsupported, "activations in {}; CUDA has BF16 and F32",
                       dtype_name(options.activations));
   }
-  CHECK(options.logical >= 0, "device {} of the program", options.logical);
+  CHECK(options.logical >= 0 && options.staging_bytes > 0 && options.most_graphs >= 0,
+        "device {} of the program, {} bytes for tables, {} graphs", options.logical,
+        options.staging_bytes, options.most_graphs);
   return {};
 }
 
@@ -33,16 +36,16 @@ Status copy_rows(void* dst, std::int64_t dst_stride, const void* src, std::int64
   const auto element = static_cast<std::size_t>(dtype_bytes(shape.dtype));
   const auto width = static_cast<std::size_t>(shape.cols) * element;
   if (width == 0 || shape.rows == 0) return {};
-  const auto handle = static_cast<cudaStream_t>(stream.handle());
   const bool without_gaps = dst_stride == shape.cols && src_stride == shape.cols;
   if (shape.rows == 1 || without_gaps) {
     const std::size_t bytes = width * static_cast<std::size_t>(shape.rows);
-    return cuda_status(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, handle), "copying");
+    return cuda_status(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, native(stream)),
+                       "copying");
   }
   return cuda_status(
       cudaMemcpy2DAsync(dst, static_cast<std::size_t>(dst_stride) * element, src,
                         static_cast<std::size_t>(src_stride) * element, width,
-                        static_cast<std::size_t>(shape.rows), cudaMemcpyDefault, handle),
+                        static_cast<std::size_t>(shape.rows), cudaMemcpyDefault, native(stream)),
       "copying");
 }
 

@@ -155,11 +155,14 @@ Status CudaBackend::multiply_few(std::span<const LinearFewOutput> outputs, const
 Status CudaBackend::multiply_many(const LinearFewOutput& output, const TensorView& x) {
   const QuantView& w = output.weight;
   const TensorView& y = output.y;
-  if (cublaslt_ == nullptr || !suits_linear_few(w, x.dtype) || !CublasLt::suits(x, y)) {
-    return multiply_few({&output, 1}, x);
-  }
   // Panels of outputs, so that the widened weight stays small beside the weight itself.
   const std::int64_t panel_rows = widened_rows(w.rows, w.cols);
+  bool library_takes = cublaslt_ != nullptr && suits_linear_few(w, x.dtype);
+  for (std::int64_t begin = 0; library_takes && begin < w.rows; begin += panel_rows) {
+    const TensorView panel = y.col_slice(begin, std::min(panel_rows, w.rows - begin));
+    ASSIGN_OR_RETURN(library_takes, cublaslt_->takes(x, panel));
+  }
+  if (!library_takes) return multiply_few({&output, 1}, x);
   RETURN_IF_ERROR(scratch_.widened_weight.grow(widened_bytes(w.rows, w.cols)), "a widened weight");
   auto* const widened = at<bf16>(scratch_.widened_weight, 0);
   for (std::int64_t begin = 0; begin < w.rows; begin += panel_rows) {

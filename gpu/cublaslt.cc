@@ -6,6 +6,8 @@
 
 #include <string>
 
+#include "gpu/native.h"
+
 namespace stoker::gpu {
 namespace {
 
@@ -65,6 +67,7 @@ struct CublasLt::Library {
 struct CublasLt::Product {
   std::int64_t outputs, inputs, x_stride, y_stride;
   DType y_type;
+  bool has_algorithm = false;
   cublasLtMatmulDescOpaque_t desc;
   cublasLtMatrixLayoutOpaque_t w;
   cublasLtMatmulAlgo_t algorithm;
@@ -94,9 +97,13 @@ std::unique_ptr<CublasLt> CublasLt::open() {
   return std::unique_ptr<CublasLt>(new CublasLt(std::move(library), handle));
 }
 
-bool CublasLt::suits(const TensorView& x, const TensorView& y) {
-  return x.dtype == DType::kBf16 && (y.dtype == DType::kBf16 || y.dtype == DType::kF32) &&
-         is_aligned(x) && is_aligned(y) && x.cols * dtype_bytes(x.dtype) % kAlignment == 0;
+Result<bool> CublasLt::takes(const TensorView& x, const TensorView& y) {
+  const bool suits = x.dtype == DType::kBf16 &&
+                     (y.dtype == DType::kBf16 || y.dtype == DType::kF32) && is_aligned(x) &&
+                     is_aligned(y) && x.cols * dtype_bytes(x.dtype) % kAlignment == 0;
+  if (!suits) return false;
+  ASSIGN_OR_RETURN(const Product* const product, product_for(x, y));
+  return product->has_algorithm;
 }
 
 Result<CublasLt::Product*> CublasLt::product_for(const TensorView& x, const TensorView& y) {
@@ -150,22 +157,22 @@ Result<CublasLt::Product*> CublasLt::product_for(const TensorView& x, const Tens
   }
   cublasLtMatmulHeuristicResult_t found;
   int num_found = 0;
-  RETURN_IF_ERROR(lt_status(
+  const cublasStatus_t chosen =
       library_->get_heuristic(static_cast<cublasLtHandle_t>(handle_), &product.desc, &product.w,
-                              &tuned_x, &tuned_y, &tuned_y, &preference, 1, &found, &num_found),
-      "choosing an algorithm"));
-  if (num_found == 0) {
-    return make_error(ErrorCode::kUnsupported, "cuBLASLt has no algorithm for [{}, {}]", y.cols,
-                      x.cols);
+                              &tuned_x, &tuned_y, &tuned_y, &preference, 1, &found, &num_found);
+  if (chosen != CUBLAS_STATUS_NOT_SUPPORTED) {
+    RETURN_IF_ERROR(lt_status(chosen, "choosing an algorithm"));
+    product.has_algorithm = num_found > 0;
   }
-  product.algorithm = found.algo;
+  if (product.has_algorithm) product.algorithm = found.algo;
   products_.push_back(std::move(made));
   return products_.back().get();
 }
 
 Status CublasLt::multiply(const bf16* w, const TensorView& x, const TensorView& y,
                           const Stream& stream) {
-  CHECK(suits(x, y) && x.rows == y.rows, "{} [{}, {}] to {} [{}, {}]", dtype_name(x.dtype), x.rows,
+  ASSIGN_OR_RETURN(const bool possible, takes(x, y));
+  CHECK(possible && x.rows == y.rows, "{} [{}, {}] to {} [{}, {}]", dtype_name(x.dtype), x.rows,
         x.cols, dtype_name(y.dtype), y.rows, y.cols);
   ASSIGN_OR_RETURN(Product* const product, product_for(x, y));
   cublasLtMatrixLayoutOpaque_t x_layout, y_layout;
@@ -182,7 +189,7 @@ Status CublasLt::multiply(const bf16* w, const TensorView& x, const TensorView& 
   return lt_status(
       library_->matmul(static_cast<cublasLtHandle_t>(handle_), &product->desc, &one, w, &product->w,
                        x.data, &x_layout, &zero, y.data, &y_layout, y.data, &y_layout,
-                       &product->algorithm, nullptr, 0, static_cast<cudaStream_t>(stream.handle())),
+                       &product->algorithm, nullptr, 0, native(stream)),
       "multiplying");
 }
 

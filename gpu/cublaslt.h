@@ -24,10 +24,11 @@ class CublasLt {
   CublasLt(const CublasLt&) = delete;
   CublasLt& operator=(const CublasLt&) = delete;
 
-  // Whether multiply() takes such operands.
-  static bool suits(const TensorView& x, const TensorView& y);
+  // Whether multiply() takes such operands: their types, alignments, and that the library has an
+  // algorithm for them. The number of rows does not matter.
+  Result<bool> takes(const TensorView& x, const TensorView& y);
 
-  // y = x . w^T for BF16 w [y.cols, x.cols], row-major and contiguous. Requires: suits(x, y).
+  // y = x . w^T for BF16 w [y.cols, x.cols], row-major and contiguous. Requires: takes(x, y).
   Status multiply(const bf16* w, const TensorView& x, const TensorView& y, const Stream& stream);
 
  private:

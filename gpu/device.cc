@@ -7,14 +7,12 @@
 #include <cstring>
 
 #include "gpu/error.h"
+#include "gpu/native.h"
 
 namespace stoker::gpu {
 namespace {
 
 std::atomic<std::uint64_t> num_allocations = 0;  // of DeviceBuffers, by any thread
-
-cudaStream_t native(const Stream& stream) { return static_cast<cudaStream_t>(stream.handle()); }
-cudaEvent_t native(const StreamEvent& event) { return static_cast<cudaEvent_t>(event.handle()); }
 
 // What a query says: there, not there yet, or an error of the work before.
 Result<bool> reached(cudaError_t error, std::string_view operation) {

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include "gpu/error.h"
+#include "gpu/native.h"
 
 namespace stoker::gpu {
 namespace {
@@ -58,7 +59,7 @@ UploadTicket CudaSlots::upload(int slot, std::int64_t offset, std::span<const st
   const auto enqueue = [&]() -> Status {
     RETURN_IF_ERROR(use_device(options_.device));
     RETURN_IF_ERROR(cuda_status(cudaMemcpyAsync(dst, src.data(), src.size(), cudaMemcpyHostToDevice,
-                                                static_cast<cudaStream_t>(stream_.handle())),
+                                                native(stream_)),
                                 "uploading to a slot"),
                     "{} bytes", bytes);
     return tickets_.record(stream_);

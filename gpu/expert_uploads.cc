@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "gpu/error.h"
+#include "gpu/native.h"
 #include "quant/tile16.h"
 
 namespace stoker::gpu {
@@ -97,10 +98,9 @@ Status ExpertUploads::upload(std::span<QuantView* const> views, DeviceId device)
     CHECK(has_room(bytes), "{} bytes beside {} of {}", bytes, used_, area_bytes_);
     std::byte* const dst = buffer_.data() + open_ * area_bytes_ + used_;
     used_ += aligned(bytes);
-    RETURN_IF_ERROR(
-        cuda_status(cudaMemcpyAsync(dst, *pieces[i].at, static_cast<std::size_t>(bytes),
-                                    cudaMemcpyDefault, static_cast<cudaStream_t>(stream_.handle())),
-                    "uploading an expert"));
+    RETURN_IF_ERROR(cuda_status(cudaMemcpyAsync(dst, *pieces[i].at, static_cast<std::size_t>(bytes),
+                                                cudaMemcpyDefault, native(stream_)),
+                                "uploading an expert"));
     for (; i < last; ++i) *pieces[i].at = dst + (pieces[i].begin() - begin);
   }
   return {};

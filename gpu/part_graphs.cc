@@ -6,11 +6,10 @@
 #include <bit>
 
 #include "gpu/error.h"
+#include "gpu/native.h"
 
 namespace stoker::gpu {
 namespace {
-
-cudaStream_t native(const Stream& stream) { return static_cast<cudaStream_t>(stream.handle()); }
 
 int most_visible(const StepView& step) {
   const auto most = std::max_element(step.positions.begin(), step.positions.end());

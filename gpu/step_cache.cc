@@ -71,6 +71,9 @@ Status StepCache::begin(const StepView& step, StagingRing& staging, const Stream
   for (const SequencePages& pages : step.sequences) {
     for (const RowRange& range : step.ranges) {
       if (range.sequence != static_cast<int>(sequence_idx)) continue;
+      CHECK(range.row_begin >= 0 &&
+                static_cast<std::size_t>(range.row_begin + range.num_rows) <= num_rows,
+            "rows [{}, + {}) of {}", range.row_begin, range.num_rows, num_rows);
       std::fill_n(p.begin() + static_cast<std::ptrdiff_t>(latent_first) + range.row_begin,
                   range.num_rows, latent_at);
       std::fill_n(p.begin() + static_cast<std::ptrdiff_t>(index_first) + range.row_begin,

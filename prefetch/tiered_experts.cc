@@ -1,7 +1,10 @@
 #include "prefetch/tiered_experts.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <utility>
 
 namespace stoker {
@@ -41,7 +44,7 @@ Result<std::unique_ptr<TieredExperts>> TieredExperts::create(
     ASSIGN_OR_RETURN(auto policy, make_eviction_policy(tiers->options_.policy, grid, num_slots));
     auto cache = std::make_unique<ExpertCache>(grid, num_slots, std::move(policy));
     cache->grow(num_slots);
-    Device device{std::move(slots), std::move(cache), {}};
+    Device device{std::move(slots), std::move(cache), {}, false};
     device.under_way.reserve(at(tiers->options_.max_promotions));
     tiers->devices_.push_back(std::move(device));
   }
@@ -128,6 +131,12 @@ LayerCounters TieredExperts::counters(int layer) const {
   LayerCounters result = ram_->counters(layer);
   if (shapes_.has_experts(layer)) result += counted_[at(layer)];
   return result;
+}
+
+std::vector<std::string> TieredExperts::take_notices() {
+  std::vector<std::string> notices = ram_->take_notices();
+  std::ranges::move(std::exchange(notices_, {}), std::back_inserter(notices));
+  return notices;
 }
 
 // ---- A demand.
@@ -324,6 +333,11 @@ void TieredExperts::poll() {
 
 void TieredExperts::finish(Device& device, Promotion& promotion) {
   if (!device.slots->status().ok()) {
+    if (!std::exchange(device.is_lost, true)) {
+      notices_.push_back(fmt::format("device {} takes no more experts: {}",
+                                     number_of(device.slots->device()),
+                                     device.slots->status().error().message()));
+    }
     device.cache->abandon(promotion.slot);
     promotion.from.lease.release(Standing::kKept);
     return;

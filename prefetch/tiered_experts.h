@@ -22,6 +22,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "core/base/clock.h"
@@ -79,6 +80,9 @@ class TieredExperts final : public ExpertProvider, private UpperTier {
   void wait(std::chrono::microseconds timeout) override;
   LayerCounters counters(int layer) const override;
 
+  // Sentences for the person who watches, each once; empty most of the time.
+  std::vector<std::string> take_notices();
+
   void set_rule(TierRule rule, double host_share = 0.5) {
     options_.rule = rule;
     options_.host_share = host_share;
@@ -100,6 +104,7 @@ class TieredExperts final : public ExpertProvider, private UpperTier {
     std::unique_ptr<DeviceSlots> slots;
     std::unique_ptr<ExpertCache> cache;
     std::vector<Promotion> under_way;  // oldest first
+    bool is_lost = false;              // it was said
   };
   // A use of the open set.
   struct Use {
@@ -167,6 +172,7 @@ class TieredExperts final : public ExpertProvider, private UpperTier {
   std::unique_ptr<ExpertManager> ram_;
   std::vector<Device> devices_;
   std::vector<LayerCounters> counted_;  // by layer; what the devices did
+  std::vector<std::string> notices_;
   std::int64_t num_steps_ = 0;
   int num_step_rows_ = 0;
 

@@ -203,7 +203,10 @@ LoadedModel::~LoadedModel() {
 
 void LoadedModel::say_notices() const {
   if (experts == nullptr) return;
-  for (const std::string& notice : experts->take_notices()) say_notice(notice);
+  for (const std::string& notice :
+       tiers != nullptr ? tiers->take_notices() : experts->take_notices()) {
+    say_notice(notice);
+  }
 }
 
 Result<LoadedModel> load_model(const ModelFlags& flags, LoadOptions wanted) {

@@ -15,6 +15,7 @@
 #include "gpu/kernels/attend_steps.h"
 #include "gpu/kernels/common/mma.cuh"
 #include "gpu/kernels/common/rows.cuh"
+#include "gpu/native.h"
 
 namespace stoker::gpu {
 namespace {

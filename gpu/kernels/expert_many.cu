@@ -15,6 +15,7 @@
 #include "gpu/kernels/common/reduce.cuh"
 #include "gpu/kernels/common/rows.cuh"
 #include "gpu/launch.h"
+#include "gpu/native.h"
 #include "quant/defined_arithmetic.h"
 
 namespace stoker::gpu {

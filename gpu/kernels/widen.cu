@@ -3,6 +3,7 @@
 #include "gpu/kernels/common/rows.cuh"
 #include "gpu/kernels/common/unpack.cuh"
 #include "gpu/launch.h"
+#include "gpu/native.h"
 
 namespace stoker::gpu {
 namespace {

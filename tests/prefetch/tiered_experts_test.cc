@@ -2,6 +2,7 @@
 // copied up, and that every part holds what it should whatever is under way.
 #include "prefetch/tiered_experts.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <map>
@@ -324,6 +325,9 @@ TEST(TieredExperts, ALostDeviceCopiesNothingMore) {
   EXPECT_EQ(rig.total().promoted_bytes, 0);
   EXPECT_FALSE(on_device(rig, 0));
   for (const auto& [use, site] : rig.sites()) EXPECT_EQ(site, kHost) << use;
+  EXPECT_THAT(rig.tiers().take_notices(),
+              testing::ElementsAre("device 0 takes no more experts: the device was lost"));
+  EXPECT_TRUE(rig.tiers().take_notices().empty());
 }
 
 // The copies under way when everything goes read memory that is still there (under ASan).

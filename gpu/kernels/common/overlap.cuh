@@ -35,8 +35,8 @@
 #include <string_view>
 #include <type_traits>
 
-#include "gpu/device.h"
 #include "gpu/error.h"
+#include "gpu/native.h"
 
 namespace stoker::gpu {
 
@@ -86,7 +86,7 @@ Status launch_kernel(std::string_view name, void (*kernel)(Params...), const Lau
   config.gridDim = shape.grid;
   config.blockDim = shape.threads;
   config.dynamicSmemBytes = static_cast<std::size_t>(shape.shared_bytes);
-  config.stream = static_cast<cudaStream_t>(stream.handle());
+  config.stream = native(stream);
   config.attrs = attributes;
   if (stream.overlaps() && shape.start == Start::kEarly) {
     cudaLaunchAttribute& early = attributes[config.numAttrs++];

@@ -65,10 +65,6 @@ inline bool is_activation(const TensorView& view) {
   return view.dtype == DType::kF32 || view.dtype == DType::kBf16;
 }
 
-inline cudaStream_t native(const Stream& stream) {
-  return static_cast<cudaStream_t>(stream.handle());
-}
-
 inline unsigned blocks_for(std::int64_t count, int threads) {
   return static_cast<unsigned>((count + threads - 1) / threads);
 }
