@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <numeric>
 #include <optional>
+#include <ranges>
 #include <utility>
 
 namespace stoker::tools {
@@ -52,18 +53,20 @@ struct Attempt {
   std::optional<Refusal> refusal;
 };
 
-// What a plan's layers take of its devices.
+// What a plan's layers take of its devices, with so many pages of context.
 struct Shares {
   std::vector<std::int64_t> weights, kv;
 };
 
-Shares shares_of(const DeviceNeed& need, const DevicePlan& plan) {
+Shares shares_of(const DeviceNeed& need, const DevicePlan& plan, int num_pages) {
   const std::size_t num_devices = plan.devices.size();
   Shares shares{std::vector<std::int64_t>(num_devices), std::vector<std::int64_t>(num_devices)};
   for (std::size_t layer = 0; layer < plan.layer_device.size(); ++layer) {
     const auto device = static_cast<std::size_t>(plan.layer_device[layer]);
     shares.weights[device] += need.weight_bytes[layer];
-    shares.kv[device] += need.kv_bytes[layer];
+    for (const std::int64_t page_bytes : need.kv_page_bytes[layer]) {
+      shares.kv[device] += device_allocation_bytes(page_bytes * num_pages);
+    }
   }
   shares.weights[static_cast<std::size_t>(plan.layer_device.back())] += need.head_bytes;
   return shares;
@@ -72,16 +75,17 @@ Shares shares_of(const DeviceNeed& need, const DevicePlan& plan) {
 // A context that the plan would fit with; at least: activations and scratch may shrink with it.
 std::int64_t context_that_fits(const DeviceNeed& need, const DevicePlan& plan,
                                const Shares& shares) {
-  std::int64_t fits = need.context_tokens;
-  for (std::size_t i = 0; i < plan.devices.size(); ++i) {
-    const DevicePlan::Device& device = plan.devices[i];
-    const std::int64_t room = device.budget_bytes - (device.fixed_bytes - shares.kv[i]);
-    if (room < 0) return 0;
-    if (shares.kv[i] > 0) {
-      fits = std::min(fits, tokens_that_fit(room, shares.kv[i], need.context_tokens));
+  const auto fits = [&](int num_pages) {
+    const Shares shorter = shares_of(need, plan, num_pages);
+    for (std::size_t i = 0; i < plan.devices.size(); ++i) {
+      const DevicePlan::Device& device = plan.devices[i];
+      if (device.fixed_bytes - shares.kv[i] + shorter.kv[i] > device.budget_bytes) return false;
     }
-  }
-  return fits;
+    return true;
+  };
+  const auto lengths = std::views::iota(1, pages_for(need.context_tokens) + 1);
+  const auto first_too_long = std::ranges::partition_point(lengths, fits);
+  return std::int64_t{first_too_long - lengths.begin()} * kPageTokens;
 }
 
 std::int64_t workspace_of(const DeviceNeed& need, const DevicePlan::Device& device) {
@@ -134,7 +138,7 @@ Attempt try_plan(const DeviceNeed& need, std::span<const DeviceRoom> rooms,
   for (const int device : plan.layer_device) {
     ++plan.devices[static_cast<std::size_t>(device)].num_layers;
   }
-  const Shares shares = shares_of(need, plan);
+  const Shares shares = shares_of(need, plan, pages_for(need.context_tokens));
   // 3. Do the devices hold them? The smallest that does not is the first to go; of several as small
   // the one that lacks most, so that --vram with what it asks for is enough for all.
   std::optional<std::size_t> failing;
@@ -167,9 +171,9 @@ Attempt try_plan(const DeviceNeed& need, std::span<const DeviceRoom> rooms,
 
 void check_need(const DeviceNeed& need, std::span<const DeviceRoom> rooms) {
   const auto num_layers = need.weight_bytes.size();
-  CHECK(!rooms.empty() && num_layers > 0 && need.kv_bytes.size() == num_layers &&
+  CHECK(!rooms.empty() && num_layers > 0 && need.kv_page_bytes.size() == num_layers &&
             need.num_experts.size() == num_layers,
-        "{} devices, layers {}, {}, {}", rooms.size(), num_layers, need.kv_bytes.size(),
+        "{} devices, layers {}, {}, {}", rooms.size(), num_layers, need.kv_page_bytes.size(),
         need.num_experts.size());
 }
 
@@ -185,6 +189,13 @@ void leave_out_idle(DeviceChoice& choice) {
 }
 
 }  // namespace
+
+std::int64_t device_allocation_bytes(std::int64_t bytes) {
+  constexpr std::int64_t kPiece = 512, kBlock = 2 << 20;
+  const std::int64_t pieces = (bytes + kPiece - 1) / kPiece * kPiece;
+  if (pieces > kBlock / 2) return (pieces + kBlock - 1) / kBlock * kBlock;
+  return pieces > kBlock / 4 ? kBlock / 2 : pieces;
+}
 
 Result<DeviceChoice> choose_devices(const DeviceNeed& need, std::span<const DeviceRoom> rooms,
                                     std::int64_t vram_bytes) {

@@ -1,23 +1,31 @@
 // What goes onto which GPU, decided before anything is loaded.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "core/base/error.h"
+#include "core/runtime/kv_pool.h"
 #include "tools/shorter_context.h"
 
 namespace stoker::tools {
 
+// What an allocation takes of a GPU, as seen on an H200: of more than 1 MiB whole blocks of 2 MiB;
+// of smaller ones several share a block, two if they are larger than a quarter of it.
+std::int64_t device_allocation_bytes(std::int64_t bytes);
+
 // What a model takes of devices. Bytes.
 struct DeviceNeed {
   std::vector<std::int64_t> weight_bytes;  // of every main layer, but its routed experts
-  std::vector<std::int64_t> kv_bytes;      // of every main layer, for `context_tokens`
-  std::int64_t head_bytes = 0;             // with the last layer
-  std::int64_t workspace_bytes = 0;        // activations of a device that runs layers
-  std::int64_t experts_bytes = 0;          // of one that computes experts alone
+  // Of every main layer: what a page of each stream takes, which is allocated for all pages at
+  // once.
+  std::vector<std::array<std::int64_t, kNumKvStreams>> kv_page_bytes;
+  std::int64_t head_bytes = 0;       // with the last layer
+  std::int64_t workspace_bytes = 0;  // activations of a device that runs layers
+  std::int64_t experts_bytes = 0;    // of one that computes experts alone
   int context_tokens = 0;
   ContextFlag context_flag;
   std::int64_t slot_bytes = 0;   // of the largest expert; 0: the model has none

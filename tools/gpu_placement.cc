@@ -14,11 +14,7 @@
 namespace stoker::tools {
 namespace {
 
-constexpr std::int64_t kPiece = 512;  // what memory of a device comes in multiples of
-
 double gib(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
-
-std::int64_t in_pieces(std::int64_t bytes) { return (bytes + kPiece - 1) / kPiece * kPiece; }
 
 // Of a tensor on a device.
 std::int64_t device_bytes(const TensorSpec& spec, const storage::ModelSource& source) {
@@ -26,9 +22,11 @@ std::int64_t device_bytes(const TensorSpec& spec, const storage::ModelSource& so
   if (stored == nullptr) return 0;  // may be absent
   const quant::Tile16 tile{spec.rows, spec.cols, {storage::quant_format_of(stored->type)}};
   if (spec.is_vector()) {
-    return in_pieces(spec.rows * spec.cols * dtype_bytes(DType::kF32));  // adopt_vector()
+    return device_allocation_bytes(spec.rows * spec.cols *
+                                   dtype_bytes(DType::kF32));  // adopt_vector()
   }
-  return in_pieces(tile.payload_bytes()) + in_pieces(tile.scale_bytes());
+  return device_allocation_bytes(tile.payload_bytes()) +
+         device_allocation_bytes(tile.scale_bytes());
 }
 
 GpuBackendNeed backend_need(int gpu, int logical, BackendTypes types,
@@ -137,7 +135,6 @@ Status check_gpu_flags(const ModelFlags& flags) {
 DeviceNeed device_need(const ModelConfig& config, const storage::ModelSource& source,
                        BackendTypes types, const RunnerOptions& options) {
   DeviceNeed need;
-  const int num_pages = pages_for(options.context_tokens);
   need.context_tokens = options.context_tokens;
   const WorkspaceBytes workspaces =
       Runner::workspace_bytes_needed(config, types.activations, options);
@@ -145,12 +142,17 @@ DeviceNeed device_need(const ModelConfig& config, const storage::ModelSource& so
   need.experts_bytes = workspaces.experts;
   for (const LayerSpec& layer : config.layers()) {
     if (layer.role != LayerRole::kMain) continue;
-    need.kv_bytes.push_back(config.kv_bytes_per_token(types.kv, layer) * num_pages * kPageTokens);
+    const std::int64_t both = config.kv_bytes_per_token(types.kv, layer);
+    const std::int64_t index =
+        layer.attention == AttentionKind::kMlaSparse
+            ? kv_matrix(types.kv, index_key_row(*config.indexer_dims())).row_bytes()
+            : 0;
+    need.kv_page_bytes.push_back({(both - index) * kPageTokens, index * kPageTokens});
     const bool routed = layer.ffn == FfnKind::kMoe;
     need.num_experts.push_back(routed ? layer.router.num_experts : 0);
     if (routed) need.slot_bytes = std::max(need.slot_bytes, source.expert_bytes(layer.index));
   }
-  need.weight_bytes.resize(need.kv_bytes.size());
+  need.weight_bytes.resize(need.kv_page_bytes.size());
   for (const TensorSpec& tensor : tensor_table(config)) {
     if (tensor.category == TensorCategory::kRoutedExperts ||
         tensor.category == TensorCategory::kMtp) {

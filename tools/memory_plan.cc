@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <string>
 
+#include "core/runtime/kv_pool.h"
+
 namespace stoker::tools {
 namespace {
 
@@ -22,8 +24,10 @@ std::string fixed_parts(const MemoryNeed& need) {
 std::int64_t context_that_fits(const MemoryNeed& need, std::int64_t expert_bytes,
                                std::int64_t available_bytes) {
   if (need.kv_bytes == 0) return 0;
-  return tokens_that_fit(available_bytes - need.dense_bytes - need.workspace_bytes - expert_bytes,
-                         need.kv_bytes, need.context_tokens);
+  const std::int64_t page_bytes = need.kv_bytes / pages_for(need.context_tokens);
+  const std::int64_t room =
+      available_bytes - need.dense_bytes - need.workspace_bytes - expert_bytes;
+  return room > 0 ? room / page_bytes * kPageTokens : 0;
 }
 
 }  // namespace

@@ -6,8 +6,6 @@
 #include <cstdint>
 #include <string>
 
-#include "core/runtime/kv_pool.h"
-
 namespace stoker::tools {
 
 // How a command sets the context.
@@ -15,13 +13,6 @@ struct ContextFlag {
   std::string name;       // empty: its input decides
   int tokens_beside = 0;  // that the command adds to the flag's
 };
-
-// Tokens of context whose keys take at most `bytes`, whole pages; `kv_bytes` is what those of
-// `context_tokens` take.
-inline std::int64_t tokens_that_fit(std::int64_t bytes, std::int64_t kv_bytes, int context_tokens) {
-  const std::int64_t page_bytes = kv_bytes / pages_for(context_tokens);
-  return bytes > 0 ? bytes / page_bytes * kPageTokens : 0;
-}
 
 // One item of what could be done, with the comma before it; nothing if no context is short enough
 // (`num_tokens` 0, or only what the command adds).

@@ -17,7 +17,7 @@ constexpr std::int64_t kMiB = 1 << 20, kGiB = std::int64_t{1} << 30;
 DeviceNeed small_need() {
   DeviceNeed need;
   need.weight_bytes.assign(8, 64 * kMiB);
-  need.kv_bytes.assign(8, 16 * kMiB);
+  need.kv_page_bytes.assign(8, {kMiB / 4, 0});
   need.head_bytes = 40 * kMiB;
   need.workspace_bytes = 24 * kMiB;
   need.experts_bytes = 8 * kMiB;
@@ -29,6 +29,18 @@ DeviceNeed small_need() {
 }
 
 DeviceRoom room(int gpu, std::int64_t free_bytes) { return {gpu, free_bytes, 32 * kMiB}; }
+
+TEST(DeviceAllocationBytes, AreBlocksOrShareOne) {
+  EXPECT_EQ(device_allocation_bytes(0), 0);
+  EXPECT_EQ(device_allocation_bytes(1), 512);
+  EXPECT_EQ(device_allocation_bytes(512), 512);
+  EXPECT_EQ(device_allocation_bytes(512 << 10), 512 << 10);
+  EXPECT_EQ(device_allocation_bytes(700 << 10), kMiB);
+  EXPECT_EQ(device_allocation_bytes(kMiB), kMiB);
+  EXPECT_EQ(device_allocation_bytes(kMiB + 1), 2 * kMiB);
+  EXPECT_EQ(device_allocation_bytes(2 * kMiB + 1), 4 * kMiB);
+  EXPECT_EQ(device_allocation_bytes(112 * kMiB), 112 * kMiB);
+}
 
 TEST(PlanDevices, WhatOneDeviceHasLeftHoldsExperts) {
   const std::vector<DeviceRoom> rooms = {room(0, 8 * kGiB)};
@@ -66,7 +78,8 @@ TEST(PlanDevices, DevicesOnOneGpuShareIt) {
 
 TEST(PlanDevices, MoreDevicesThanLayers) {
   DeviceNeed need = small_need();
-  for (auto* bytes : {&need.weight_bytes, &need.kv_bytes}) bytes->resize(2);
+  need.weight_bytes.resize(2);
+  need.kv_page_bytes.resize(2);
   need.num_experts.resize(2);
   const std::vector<DeviceRoom> rooms(5, room(0, 4 * kGiB));
   const DevicePlan plan = plan_devices(need, rooms, 0).value();
@@ -116,21 +129,22 @@ TEST(PlanDevices, RefusalNamesAContextThatFits) {
   const std::vector<DeviceRoom> rooms = {room(0, 8 * kGiB)};
   DeviceNeed need = small_need();
   const auto message = [&] { return plan_devices(need, rooms, 700 * kMiB).error().message(); };
-  EXPECT_THAT(message(), HasSubstr(", shorten the context (2944 tokens would fit) or lower"));
+  EXPECT_THAT(message(), HasSubstr(", shorten the context (2560 tokens would fit) or lower"));
   need.context_flag = {"--context", 64};
-  EXPECT_THAT(message(), HasSubstr(" (2880 tokens would fit, --context) or"));
-  need.context_flag.tokens_beside = 2944;
+  EXPECT_THAT(message(), HasSubstr(" (2496 tokens would fit, --context) or"));
+  need.context_flag.tokens_beside = 2560;
   EXPECT_THAT(message(), testing::Not(HasSubstr("shorten")));
-  need.kv_bytes.assign(8, 16 * kMiB * 2944 / need.context_tokens);
-  need.context_tokens = 2944;
+  need.context_tokens = 2560;
   EXPECT_TRUE(plan_devices(need, rooms, 700 * kMiB).ok());
+  need.context_tokens = 2560 + kPageTokens;  // another block of every layer
+  EXPECT_FALSE(plan_devices(need, rooms, 700 * kMiB).ok());
 }
 
 // 60 layers of 1 GiB, whose activations a small card does not hold beside one of them.
 DeviceNeed large_need() {
   DeviceNeed need;
   need.weight_bytes.assign(60, kGiB);
-  need.kv_bytes.assign(60, 64 * kMiB);
+  need.kv_page_bytes.assign(60, {kMiB, 0});
   need.num_experts.assign(60, 0);
   need.workspace_bytes = 3 * kGiB;
   need.context_tokens = 4096;
