@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "core/base/clock.h"
+#include "core/base/descriptor.h"
 #include "storage/drive_thread.h"
 #include "storage/pread_engine.h"
 #include "storage/read_file.h"
@@ -119,8 +120,7 @@ Status FileBlockReader::open_files() {
     }
     struct stat info{};
     if (::fstat(opened.fd(), &info) != 0) {
-      return make_error(ErrorCode::kIo, "{}: cannot stat: {}", file.path.string(),
-                        std::generic_category().message(errno));
+      return system_error(file.path, "cannot stat");
     }
     const int next = static_cast<int>(drives.size());
     drive_of_file_.push_back(drives.emplace(info.st_dev, next).first->second);

@@ -20,13 +20,6 @@ namespace {
 constexpr std::size_t kMaxJournalBytes = std::size_t{1} << 30;
 constexpr std::string_view kFirstWords = "stoker-pack 1 ";
 
-Error system_error(const std::filesystem::path& path, const char* doing) {
-  const ErrorCode code =
-      errno == ENOSPC || errno == EDQUOT || errno == EFBIG ? ErrorCode::kResource : ErrorCode::kIo;
-  return make_error(code, "{}: {}: {}", path.string(), doing,
-                    std::generic_category().message(errno));
-}
-
 std::string line_of(const PackJournal::Unit& unit) {
   std::string line = std::to_string(unit.index);
   char separator = ' ';
@@ -66,17 +59,17 @@ Result<PackJournal> PackJournal::open(const std::filesystem::path& path, const H
   // 1. Nobody else. The directory is locked and not the file, which may be about to appear.
   PackJournal journal(path);
   const std::filesystem::path dir = path.parent_path();
-  journal.lock_fd_ = ::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (journal.lock_fd_ < 0) return system_error(dir, "cannot open");
-  if (::flock(journal.lock_fd_, LOCK_EX | LOCK_NB) != 0) {
+  journal.lock_ = open_file(dir, O_RDONLY | O_DIRECTORY);
+  if (!journal.lock_.is_open()) return system_error(dir, "cannot open");
+  if (::flock(journal.lock_.get(), LOCK_EX | LOCK_NB) != 0) {
     return make_error(ErrorCode::kResource, "{}: another stoker is packing there; wait for it",
                       dir.string());
   }
   // 2. What it lists.
   std::error_code ignored;
   if (!std::filesystem::exists(path, ignored)) RETURN_IF_ERROR(write_text_file(path, first));
-  journal.fd_ = ::open(path.c_str(), O_RDWR | O_APPEND | O_CLOEXEC);
-  if (journal.fd_ < 0) return system_error(path, "cannot open");
+  journal.file_ = open_file(path, O_RDWR | O_APPEND);
+  if (!journal.file_.is_open()) return system_error(path, "cannot open");
   ASSIGN_OR_RETURN(const std::string text, read_small_file(path, kMaxJournalBytes));
   if (!text.starts_with(first)) {
     const std::string_view found = std::string_view(text).substr(0, text.find('\n'));
@@ -98,20 +91,9 @@ Result<PackJournal> PackJournal::open(const std::filesystem::path& path, const H
     journal.done_.push_back(*std::move(unit));
     good = end + 1;
   }
-  if (::ftruncate(journal.fd_, static_cast<off_t>(good)) != 0)
+  if (::ftruncate(journal.file_.get(), static_cast<off_t>(good)) != 0)
     return system_error(path, "cannot truncate");
   return journal;
-}
-
-PackJournal::PackJournal(PackJournal&& other) noexcept
-    : path_(std::move(other.path_)),
-      lock_fd_(std::exchange(other.lock_fd_, -1)),
-      fd_(std::exchange(other.fd_, -1)),
-      done_(std::move(other.done_)) {}
-
-PackJournal::~PackJournal() {
-  if (fd_ >= 0) ::close(fd_);
-  if (lock_fd_ >= 0) ::close(lock_fd_);
 }
 
 Status PackJournal::append(std::span<const Unit> units) {
@@ -119,12 +101,12 @@ Status PackJournal::append(std::span<const Unit> units) {
   for (const Unit& unit : units) text += line_of(unit);
   std::string_view rest = text;
   while (!rest.empty()) {
-    const ssize_t done = ::write(fd_, rest.data(), rest.size());
+    const ssize_t done = ::write(file_.get(), rest.data(), rest.size());
     if (done < 0 && errno == EINTR) continue;
     if (done < 0) return system_error(path_, "cannot write");
     rest.remove_prefix(static_cast<std::size_t>(done));
   }
-  if (::fdatasync(fd_) != 0) return system_error(path_, "cannot sync");
+  if (::fdatasync(file_.get()) != 0) return system_error(path_, "cannot sync");
   return {};
 }
 

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "core/base/descriptor.h"
 #include "core/base/error.h"
 #include "storage/checksum.h"
 
@@ -33,10 +34,6 @@ class PackJournal {
   static Result<PackJournal> open(const std::filesystem::path& path, const Hash128& plan,
                                   const std::string& words);
 
-  PackJournal(PackJournal&& other) noexcept;
-  PackJournal& operator=(PackJournal&&) = delete;
-  ~PackJournal();
-
   // What it listed when it was opened.
   const std::vector<Unit>& done() const { return done_; }
   // Lists units; they are durable before this, and listed durably after it.
@@ -46,8 +43,8 @@ class PackJournal {
   explicit PackJournal(std::filesystem::path path) : path_(std::move(path)) {}
 
   std::filesystem::path path_;
-  int lock_fd_ = -1;  // of the directory
-  int fd_ = -1;
+  Descriptor lock_;  // of the directory
+  Descriptor file_;
   std::vector<Unit> done_;
 };
 

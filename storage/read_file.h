@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <filesystem>
 #include <span>
+#include <utility>
 
+#include "core/base/descriptor.h"
 #include "core/base/error.h"
 
 namespace stoker::storage {
@@ -17,14 +19,8 @@ class ReadFile {
   // the file system refuses that.
   static Result<ReadFile> open_direct(const std::filesystem::path& path);
 
-  ReadFile(ReadFile&& other) noexcept;
-  ReadFile& operator=(ReadFile&& other) noexcept;
-  ReadFile(const ReadFile&) = delete;
-  ReadFile& operator=(const ReadFile&) = delete;
-  ~ReadFile();
-
   const std::filesystem::path& path() const { return path_; }
-  int fd() const { return fd_; }
+  int fd() const { return file_.get(); }
   std::int64_t size() const { return size_; }  // when it was opened
 
   // Fills `dst` from byte `offset` on, or fails; errors name the file.
@@ -32,11 +28,11 @@ class ReadFile {
 
  private:
   static Result<ReadFile> open(const std::filesystem::path& path, int flags);
-  ReadFile(std::filesystem::path path, int fd, std::int64_t size)
-      : path_(std::move(path)), fd_(fd), size_(size) {}
+  ReadFile(std::filesystem::path path, Descriptor file, std::int64_t size)
+      : path_(std::move(path)), file_(std::move(file)), size_(size) {}
 
   std::filesystem::path path_;
-  int fd_ = -1;
+  Descriptor file_;
   std::int64_t size_ = 0;
 };
 

@@ -7,7 +7,9 @@
 #include <cstdint>
 #include <filesystem>
 #include <span>
+#include <utility>
 
+#include "core/base/descriptor.h"
 #include "core/base/error.h"
 #include "storage/aligned_bytes.h"
 
@@ -23,10 +25,6 @@ class StreamFile {
   static Result<StreamFile> open_to_read(const std::filesystem::path& path);
   // Creates the file if it is not there; what is in it stays.
   static Result<StreamFile> open_to_write(const std::filesystem::path& path, StreamMode mode);
-
-  StreamFile(StreamFile&& other) noexcept;
-  StreamFile& operator=(StreamFile&& other) noexcept;
-  ~StreamFile();
 
   const std::filesystem::path& path() const { return path_; }
   std::int64_t size() const { return size_; }  // when it was opened, or resized
@@ -48,12 +46,12 @@ class StreamFile {
   Status sync() const;
 
  private:
-  StreamFile(std::filesystem::path path, int fd, bool direct)
-      : path_(std::move(path)), fd_(fd), direct_(direct) {}
+  StreamFile(std::filesystem::path path, Descriptor file, bool direct, std::int64_t size)
+      : path_(std::move(path)), file_(std::move(file)), direct_(direct), size_(size) {}
   static Result<StreamFile> open(const std::filesystem::path& path, int flags, StreamMode mode);
 
   std::filesystem::path path_;
-  int fd_ = -1;
+  Descriptor file_;
   bool direct_ = false;
   std::int64_t size_ = 0;
 };

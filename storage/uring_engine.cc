@@ -54,8 +54,8 @@ Result<std::unique_ptr<UringEngine>> UringEngine::open(std::span<const int> file
   }
 
   // 2. What wakes it.
-  engine->wake_fd_ = ::eventfd(0, EFD_CLOEXEC);
-  if (engine->wake_fd_ < 0) {
+  engine->wake_ = Descriptor(::eventfd(0, EFD_CLOEXEC));
+  if (!engine->wake_.is_open()) {
     return make_error(ErrorCode::kResource, "no eventfd: {}", message_of(errno));
   }
 
@@ -68,7 +68,6 @@ Result<std::unique_ptr<UringEngine>> UringEngine::open(std::span<const int> file
 
 UringEngine::~UringEngine() {
   if (ring_ != nullptr) io_uring_queue_exit(ring_.get());
-  if (wake_fd_ >= 0) ::close(wake_fd_);
 }
 
 int UringEngine::capacity() const { return kCapacity; }
@@ -93,13 +92,13 @@ void UringEngine::bind() {
 void UringEngine::arm_wake() {
   io_uring_sqe* sqe = io_uring_get_sqe(ring_.get());
   CHECK(sqe != nullptr);
-  io_uring_prep_read(sqe, wake_fd_, &wake_count_, sizeof(wake_count_), 0);
+  io_uring_prep_read(sqe, wake_.get(), &wake_count_, sizeof(wake_count_), 0);
   io_uring_sqe_set_data64(sqe, kWakeUser);
 }
 
 void UringEngine::wake() {
   const std::uint64_t one = 1;
-  while (::write(wake_fd_, &one, sizeof(one)) < 0 && errno == EINTR) {
+  while (::write(wake_.get(), &one, sizeof(one)) < 0 && errno == EINTR) {
   }
 }
 

@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "core/base/descriptor.h"
 #include "storage/engine.h"
 
 struct io_uring;
@@ -46,7 +47,7 @@ class UringEngine final : public Engine {
   std::unique_ptr<io_uring> ring_;
   std::vector<int> files_;
   bool files_registered_ = false;
-  int wake_fd_ = -1;
+  Descriptor wake_;               // an eventfd
   std::uint64_t wake_count_ = 0;  // where the ring reads the eventfd to
   bool buffer_table_ = false;
   std::vector<Region> regions_;  // ascending

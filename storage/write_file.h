@@ -6,7 +6,9 @@
 #include <filesystem>
 #include <span>
 #include <string_view>
+#include <utility>
 
+#include "core/base/descriptor.h"
 #include "core/base/error.h"
 
 namespace stoker::storage {
@@ -16,7 +18,7 @@ class AtomicFile {
  public:
   static Result<AtomicFile> create(const std::filesystem::path& path);
 
-  AtomicFile(AtomicFile&& other) noexcept;
+  AtomicFile(AtomicFile&& other) noexcept = default;
   AtomicFile& operator=(AtomicFile&&) = delete;
   ~AtomicFile();
 
@@ -28,11 +30,11 @@ class AtomicFile {
   Status commit();
 
  private:
-  AtomicFile(std::filesystem::path path, std::filesystem::path partial, int fd)
-      : path_(std::move(path)), partial_(std::move(partial)), fd_(fd) {}
+  AtomicFile(std::filesystem::path path, std::filesystem::path partial, Descriptor file)
+      : path_(std::move(path)), partial_(std::move(partial)), file_(std::move(file)) {}
 
   std::filesystem::path path_, partial_;
-  int fd_ = -1;
+  Descriptor file_;  // open until commit()
 };
 
 // A file that was made or renamed is durable once its directory is.

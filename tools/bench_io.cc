@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/base/descriptor.h"
 #include "core/base/median.h"
 #include "storage/block_reader.h"
 #include "storage/open_model.h"
@@ -62,10 +63,8 @@ double process_cpu_seconds() {
 // Leaves the files to the drive: what the page cache holds of them is dropped.
 void drop_from_page_cache(const storage::ExtentSource& source) {
   for (const storage::ExtentFile& file : source.extent_files()) {
-    const int fd = ::open(file.path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (fd < 0) continue;
-    ::posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
-    ::close(fd);
+    const Descriptor opened = open_file(file.path, O_RDONLY);
+    if (opened.is_open()) ::posix_fadvise(opened.get(), 0, 0, POSIX_FADV_DONTNEED);
   }
 }
 

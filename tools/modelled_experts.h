@@ -1,8 +1,7 @@
-// Experts that are sizes and nothing else, for the simulator: a source, an arena.
+// Experts that are sizes and nothing else, for the simulator.
 #pragma once
 
 #include "core/interface/expert_source.h"
-#include "core/interface/slot_arena.h"
 #include "core/model/model_config.h"
 #include "quant/expert_block.h"
 
@@ -43,20 +42,6 @@ class ModelledExperts final : public ExpertSource {
 
  private:
   quant::ExpertBlocks blocks_;
-};
-
-class ModelledArena final : public SlotArena {
- public:
-  ModelledArena(int num_slots, std::int64_t slot_bytes)
-      : num_slots_(num_slots), slot_bytes_(slot_bytes) {}
-  int num_slots() const override { return num_slots_; }
-  std::int64_t slot_bytes() const override { return slot_bytes_; }
-  int num_usable() const override { return num_slots_; }
-  std::byte* slot(int /*index*/) const override { return nullptr; }
-
- private:
-  int num_slots_;
-  std::int64_t slot_bytes_;
 };
 
 }  // namespace stoker::tools

@@ -13,6 +13,7 @@
 #include "core/model/tensor_table.h"
 #include "core/runtime/expert_plan.h"
 #include "prefetch/expert_manager.h"
+#include "prefetch/null_arena.h"
 #include "tools/belady.h"
 #include "tools/modelled_experts.h"
 #include "tools/trace_hooks.h"
@@ -208,7 +209,7 @@ class Replay {
   ManualClock clock_;
   Spender spender_{clock_};
   ModelledExperts source_;
-  ModelledArena arena_;
+  NullArena arena_;
   ModelledReader reader_;
   std::unique_ptr<ExpertManager> manager_;
   TraceForcer forcer_;

@@ -9,9 +9,13 @@
 #include "core/text/chat_format.h"
 #include "core/text/chat_markers.h"
 #include "tests/core/chat_golden.h"
+#include "tests/support/streamed_answer.h"
 
 namespace stoker {
 namespace {
+
+using test::as_text;
+using test::streamed_answer;
 
 using ::testing::HasSubstr;
 using ::testing::Not;
@@ -19,34 +23,17 @@ using ::testing::Not;
 constexpr auto kContent = StreamStart::kContent;
 constexpr auto kReasoning = StreamStart::kReasoning;
 
-// Chooses the next cut: how many of the remaining bytes the next piece takes.
-template <typename NextSize>
-ChatMessage stream(StreamStart start, std::string_view text, NextSize next_size) {
-  StreamParser parser(start);
-  std::vector<StreamDelta> deltas;
-  while (!text.empty()) {
-    const std::size_t n = std::min<std::size_t>(text.size(), next_size());
-    parser.feed(text.substr(0, n), deltas);
-    text.remove_prefix(n);
-  }
-  parser.finish(deltas);
-  ChatMessage message;
-  message.role = Role::kAssistant;
-  for (const StreamDelta& delta : deltas) apply_delta(delta, message);
-  return message;
-}
-
-std::string as_text(const ChatMessage& message) { return to_json_text(message_to_json(message)); }
-
 // Reads `text` in one piece and in others; all must agree.
 ChatMessage read(StreamStart start, std::string_view text) {
-  const ChatMessage whole = stream(start, text, [&] { return text.size(); });
+  const ChatMessage whole = streamed_answer(start, text, [&] { return text.size(); });
   const std::string expected = as_text(whole);
-  EXPECT_EQ(as_text(stream(start, text, [] { return 1u; })), expected) << "byte by byte: " << text;
+  EXPECT_EQ(as_text(streamed_answer(start, text, [] { return 1u; })), expected)
+      << "byte by byte: " << text;
   std::mt19937 random(17);
   for (int round = 0; round < 20; ++round) {
     const std::size_t most = 1 + random() % 30;
-    EXPECT_EQ(as_text(stream(start, text, [&] { return 1 + random() % most; })), expected) << text;
+    EXPECT_EQ(as_text(streamed_answer(start, text, [&] { return 1 + random() % most; })), expected)
+        << text;
   }
   for (const std::string_view marker : markers::kNeverShown) {
     EXPECT_THAT(whole.content, Not(HasSubstr(std::string(marker)))) << text;
@@ -389,7 +376,7 @@ TEST(StreamParser, IsLinear) {
   };
   for (const std::string& text : texts) {
     const std::clock_t start = std::clock();  // of this process: others may be busy, too
-    stream(kContent, text, [] { return 7u; });
+    streamed_answer(kContent, text, [] { return 7u; });
     EXPECT_LT(std::clock() - start, 20 * CLOCKS_PER_SEC) << text.substr(0, 60);
   }
 }

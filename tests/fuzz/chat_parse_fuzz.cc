@@ -11,27 +11,20 @@
 #include "core/text/chat_markers.h"
 #include "core/text/render_case.h"
 #include "core/text/stream_parser.h"
+#include "tests/support/streamed_answer.h"
 
 namespace stoker {
 namespace {
 
-ChatMessage stream(StreamStart start, std::string_view text, unsigned seed) {
-  StreamParser parser(start);
-  std::vector<StreamDelta> deltas;
-  while (!text.empty()) {
-    seed = seed * 1103515245u + 12345u;
-    const std::size_t n = std::min<std::size_t>(text.size(), 1 + (seed >> 16) % 24);
-    parser.feed(text.substr(0, n), deltas);
-    text.remove_prefix(n);
-  }
-  parser.finish(deltas);
-  ChatMessage message;
-  message.role = Role::kAssistant;
-  for (const StreamDelta& delta : deltas) apply_delta(delta, message);
-  return message;
-}
+using test::as_text;
+using test::streamed_answer;
 
-std::string as_text(const ChatMessage& message) { return to_json_text(message_to_json(message)); }
+ChatMessage stream(StreamStart start, std::string_view text, unsigned seed) {
+  return streamed_answer(start, text, [&seed] {
+    seed = seed * 1103515245u + 12345u;
+    return 1 + (seed >> 16) % 24;
+  });
+}
 
 void check_answer(std::string_view text, bool thinks, unsigned seed) {
   const StreamStart start = thinks ? StreamStart::kReasoning : StreamStart::kContent;

@@ -12,6 +12,7 @@
 
 #include "prefetch/expert_manager.h"
 #include "prefetch/modelled_reader.h"
+#include "prefetch/null_arena.h"
 
 namespace stoker::test {
 
@@ -45,21 +46,6 @@ class SizedSource final : public ExpertSource {
  private:
   int num_gate_up_, num_down_;
   std::int64_t block_bytes_;
-};
-
-// Slots without memory.
-class NullArena final : public SlotArena {
- public:
-  NullArena(int num_slots, std::int64_t slot_bytes)
-      : num_slots_(num_slots), slot_bytes_(slot_bytes) {}
-  int num_slots() const override { return num_slots_; }
-  std::int64_t slot_bytes() const override { return slot_bytes_; }
-  int num_usable() const override { return num_slots_; }
-  std::byte* slot(int /*index*/) const override { return nullptr; }
-
- private:
-  int num_slots_;
-  std::int64_t slot_bytes_;
 };
 
 // A router whose scores drift from token to token around what each expert is liked for, and a gate
