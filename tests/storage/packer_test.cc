@@ -5,9 +5,11 @@
 #include <sys/resource.h>
 
 #include <atomic>
+#include <climits>
 #include <csignal>
 #include <filesystem>
 #include <mutex>
+#include <optional>
 #include <set>
 
 #include "storage/data_file.h"
@@ -78,16 +80,20 @@ TEST(Pack, RefusesWeightsThatAreNotFinite) {
               AllOf(HasSubstr(name), HasSubstr("not finite at [0, 5]")));
 }
 
-// Content that fails after a while, as a drive does, or a process that is killed.
+constexpr int unit_of(ExpertId id) { return id.layer * 1000 + id.expert; }
+
+// Content that fails after a while, as a drive does, or a process that is killed: after a number of
+// units, which they are being up to the threads, or at one of them.
 class FailingContent final : public StoreContent {
  public:
-  FailingContent(int units, Error error) : left_(units), error_(std::move(error)) {}
+  FailingContent(int units, Error error, std::optional<ExpertId> at = std::nullopt)
+      : left_(units), error_(std::move(error)), fails_at_(at ? unit_of(*at) : kNone) {}
 
   Status expert(ExpertId id, std::span<std::byte> dst, ScratchBytes& /*scratch*/) override {
     for (std::size_t i = 0; i < dst.size(); ++i) {
       dst[i] = static_cast<std::byte>(id.layer * 7 + id.expert * 31 + static_cast<int>(i % 251));
     }
-    return take(id.layer * 1000 + id.expert);
+    return take(unit_of(id));
   }
   Status dense(std::size_t index, std::int64_t offset, std::span<std::byte> dst,
                ScratchBytes& /*scratch*/) override {
@@ -103,13 +109,16 @@ class FailingContent final : public StoreContent {
  private:
   Status take(int unit) {
     const std::lock_guard lock(mutex_);
-    if (left_-- <= 0) return error_;
+    if (unit == fails_at_ || left_-- <= 0) return error_;
     made_.insert(unit);
     return {};
   }
+  static constexpr int kNone = INT_MIN;
+
   std::mutex mutex_;
   int left_;
   const Error error_;
+  const int fails_at_;
   std::set<int> made_;
 };
 
@@ -221,7 +230,8 @@ TEST_F(Resume, LeavesACompleteStoreOfAnotherPlanAlone) {
 
 // What the journal lists but the drive does not hold is found before anything is published.
 TEST_F(Resume, VerifiesWhatItFinds) {
-  FailingContent first(39 - 5, Error(ErrorCode::kIo, "unplugged"));
+  // The last unit fails: all others are listed.
+  FailingContent first(kAll, Error(ErrorCode::kIo, "unplugged"), ExpertId{3, 11});
   ASSERT_FALSE(write("bad", first).ok());
   test::flip(partial("bad") / expert_file_name(0), 4096 + 24576 + 17);
   FailingContent second(kAll, Error(ErrorCode::kIo, ""));
