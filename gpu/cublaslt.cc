@@ -27,6 +27,11 @@ bool is_aligned(const TensorView& view) {
          view.row_stride * dtype_bytes(view.dtype) % kAlignment == 0;
 }
 
+bool suits(const TensorView& x, const TensorView& y) {
+  return x.dtype == DType::kBf16 && (y.dtype == DType::kBf16 || y.dtype == DType::kF32) &&
+         is_aligned(x) && is_aligned(y) && x.cols * dtype_bytes(x.dtype) % kAlignment == 0;
+}
+
 }  // namespace
 
 struct CublasLt::Library {
@@ -98,10 +103,7 @@ std::unique_ptr<CublasLt> CublasLt::open() {
 }
 
 Result<bool> CublasLt::takes(const TensorView& x, const TensorView& y) {
-  const bool suits = x.dtype == DType::kBf16 &&
-                     (y.dtype == DType::kBf16 || y.dtype == DType::kF32) && is_aligned(x) &&
-                     is_aligned(y) && x.cols * dtype_bytes(x.dtype) % kAlignment == 0;
-  if (!suits) return false;
+  if (!suits(x, y)) return false;
   ASSIGN_OR_RETURN(const Product* const product, product_for(x, y));
   return product->has_algorithm;
 }
@@ -171,10 +173,9 @@ Result<CublasLt::Product*> CublasLt::product_for(const TensorView& x, const Tens
 
 Status CublasLt::multiply(const bf16* w, const TensorView& x, const TensorView& y,
                           const Stream& stream) {
-  ASSIGN_OR_RETURN(const bool possible, takes(x, y));
-  CHECK(possible && x.rows == y.rows, "{} [{}, {}] to {} [{}, {}]", dtype_name(x.dtype), x.rows,
-        x.cols, dtype_name(y.dtype), y.rows, y.cols);
   ASSIGN_OR_RETURN(Product* const product, product_for(x, y));
+  CHECK(suits(x, y) && product->has_algorithm && x.rows == y.rows, "{} [{}, {}] to {} [{}, {}]",
+        dtype_name(x.dtype), x.rows, x.cols, dtype_name(y.dtype), y.rows, y.cols);
   cublasLtMatrixLayoutOpaque_t x_layout, y_layout;
   const auto num_rows = static_cast<std::uint64_t>(x.rows);
   RETURN_IF_ERROR(

@@ -8,12 +8,11 @@
 namespace stoker::gpu {
 namespace {
 
-constexpr std::int64_t kSlotAlign = 4096;
 // Copies under way to be told apart. Of more, the older ones are done when later ones are.
 constexpr int kNumTickets = 256;
 
 std::int64_t aligned(std::int64_t bytes) {
-  return (bytes + kSlotAlign - 1) / kSlotAlign * kSlotAlign;
+  return (bytes + kCudaSlotAlign - 1) / kCudaSlotAlign * kCudaSlotAlign;
 }
 
 }  // namespace
@@ -35,7 +34,7 @@ Result<std::unique_ptr<DeviceSlots>> CudaSlots::create(const CudaSlotsOptions& w
   options.slot_bytes = aligned(wanted.slot_bytes);
   RETURN_IF_ERROR(use_device(options.device));
   ASSIGN_OR_RETURN(DeviceBuffer memory,
-                   DeviceBuffer::create(options.num_slots * options.slot_bytes + kSlotAlign),
+                   DeviceBuffer::create(cuda_slots_bytes(options.num_slots, options.slot_bytes)),
                    "{} slots of {} bytes", options.num_slots, options.slot_bytes);
   ASSIGN_OR_RETURN(Stream stream, Stream::create());
   // Copies are asked after once in a while, by whoever waits for none of them: events will do.

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include "gpu/error.h"
+#include "gpu/native.h"
 
 namespace stoker::gpu {
 
@@ -16,8 +17,7 @@ Result<std::optional<double>> StreamTimer::us() const {
   ASSIGN_OR_RETURN(const bool ended, end_.done());
   if (!ended) return std::optional<double>();
   float ms = 0.0F;
-  RETURN_IF_ERROR(cuda_status(cudaEventElapsedTime(&ms, static_cast<cudaEvent_t>(begin_.handle()),
-                                                   static_cast<cudaEvent_t>(end_.handle())),
+  RETURN_IF_ERROR(cuda_status(cudaEventElapsedTime(&ms, native(begin_), native(end_)),
                               "reading how long a stream took"));
   return std::optional<double>(1e3 * static_cast<double>(ms));
 }

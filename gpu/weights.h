@@ -1,6 +1,8 @@
 // Weights in device memory, in the form their kernels read.
 #pragma once
 
+#include <span>
+
 #include "core/interface/backend.h"
 #include "gpu/device.h"
 
@@ -18,17 +20,23 @@ class CudaWeight final : public BackendWeight {
 
   std::int64_t rows() const override { return view_.rows; }
   std::int64_t cols() const override { return view_.cols; }
-  std::int64_t bytes() const override { return memory_.bytes(); }  // of the device
+  std::int64_t bytes() const override {
+    return payload_.bytes() + scales_.bytes();
+  }  // of the device
 
   const QuantView& view() const { return view_; }
 
  private:
-  CudaWeight(DeviceBuffer memory, QuantView view) : memory_(std::move(memory)), view_(view) {}
+  CudaWeight(DeviceBuffer payload, DeviceBuffer scales, QuantView view)
+      : payload_(std::move(payload)), scales_(std::move(scales)), view_(view) {}
   CudaWeight(PinnedBuffer memory, QuantView view) : host_memory_(std::move(memory)), view_(view) {}
+  static Result<std::unique_ptr<CudaWeight>> upload(const QuantView& host,
+                                                    std::span<const std::byte> payload,
+                                                    std::span<const std::byte> scales,
+                                                    DeviceId device);
 
-  // Payload, then scales, in one of them.
-  DeviceBuffer memory_;
-  PinnedBuffer host_memory_;
+  DeviceBuffer payload_, scales_;
+  PinnedBuffer host_memory_;  // or in here: payload, then scales
   QuantView view_;
 };
 

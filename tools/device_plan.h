@@ -52,10 +52,11 @@ struct DevicePlan {
 };
 
 // Layers go to the devices in order, to each as many as agree with its share of all budgets; what a
-// device has left holds experts, of its own layers first. The budget of a device is `vram_bytes`
+// device has left holds experts, of any layer. The budget of a device is `vram_bytes`
 // (--vram), or without it (0) what the GPU has free, its devices sharing it, less a sixteenth.
 // Refused, with the numbers: a budget that does not hold what its layers need, and more than a GPU
-// has free; if fewer of the devices would do, it is said which.
+// has free; with a budget and a context that would fit, if there are such; and if fewer of the
+// devices would do, it is said which.
 Result<DevicePlan> plan_devices(const DeviceNeed& need, std::span<const DeviceRoom> rooms,
                                 std::int64_t vram_bytes);
 
@@ -69,7 +70,7 @@ struct DeviceChoice {
 };
 
 // The same for devices that nobody asked for: one that such a plan fails for is left out, and so is
-// one that no layer falls to. Refused, as all of them were, if none is left.
+// one that no layer falls to. Refused if none is left, with what is in the way of the model.
 Result<DeviceChoice> choose_devices(const DeviceNeed& need, std::span<const DeviceRoom> rooms,
                                     std::int64_t vram_bytes);
 

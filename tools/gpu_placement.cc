@@ -142,12 +142,7 @@ DeviceNeed device_need(const ModelConfig& config, const storage::ModelSource& so
   need.experts_bytes = workspaces.experts;
   for (const LayerSpec& layer : config.layers()) {
     if (layer.role != LayerRole::kMain) continue;
-    const std::int64_t both = config.kv_bytes_per_token(types.kv, layer);
-    const std::int64_t index =
-        layer.attention == AttentionKind::kMlaSparse
-            ? kv_matrix(types.kv, index_key_row(*config.indexer_dims())).row_bytes()
-            : 0;
-    need.kv_page_bytes.push_back({(both - index) * kPageTokens, index * kPageTokens});
+    need.kv_page_bytes.push_back(KvPool::page_bytes(config, types.kv, layer));
     const bool routed = layer.ffn == FfnKind::kMoe;
     need.num_experts.push_back(routed ? layer.router.num_experts : 0);
     if (routed) need.slot_bytes = std::max(need.slot_bytes, source.expert_bytes(layer.index));

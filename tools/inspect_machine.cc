@@ -21,15 +21,17 @@ JsonValue gpus_to_json(const std::vector<GpuInfo>& gpus) {
   JsonArray array;
   for (std::size_t index = 0; index < gpus.size(); ++index) {
     const GpuInfo& gpu = gpus[index];
+    const Status usable = gpu.usable();
     JsonObject object;
-    object.add("index", static_cast<std::int64_t>(index))
-        .add("name", gpu.name)
-        .add("bus_id", gpu.bus_id)
-        .add("total_bytes", gpu.total_bytes)
-        .add("compute_capability", fmt::format("{}.{}", gpu.compute_major, gpu.compute_minor))
-        .add("multiprocessors", gpu.num_multiprocessors)
-        .add("usable", gpu.usable().ok());
-    if (!gpu.usable().ok()) object.add("why_not", gpu.usable().error().message());
+    object.add("index", static_cast<std::int64_t>(index)).add("name", gpu.name);
+    if (gpu.fault.empty()) {
+      object.add("bus_id", gpu.bus_id)
+          .add("total_bytes", gpu.total_bytes)
+          .add("compute_capability", fmt::format("{}.{}", gpu.compute_major, gpu.compute_minor))
+          .add("multiprocessors", gpu.num_multiprocessors);
+    }
+    object.add("usable", usable.ok());
+    if (!usable.ok()) object.add("why_not", usable.error().message());
     array.push_back(std::move(object).build());
   }
   return JsonValue(std::move(array));

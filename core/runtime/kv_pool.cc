@@ -48,6 +48,16 @@ Result<std::unique_ptr<KvPool>> KvPool::create(const ModelConfig& config,
   return pool;
 }
 
+std::array<std::int64_t, kNumKvStreams> KvPool::page_bytes(const ModelConfig& config,
+                                                           KvFormat format, const LayerSpec& spec) {
+  const auto page = [&](const KvRow& row) {
+    return kv_matrix(format, row).row_bytes() * kPageTokens;
+  };
+  const bool has_index = spec.attention == AttentionKind::kMlaSparse;
+  return {page(latent_row(config.attention_dims())),
+          has_index ? page(index_key_row(*config.indexer_dims())) : 0};
+}
+
 std::int64_t KvPool::bytes() const {
   std::int64_t total = 0;
   for (const Stream& stream : streams_) {

@@ -33,6 +33,10 @@ class KvPool {
   static Result<std::unique_ptr<KvPool>> create(const ModelConfig& config,
                                                 const Placement& placement, int num_pages);
 
+  // What a page of each stream takes of a layer; 0 of a stream that the layer does without.
+  static std::array<std::int64_t, kNumKvStreams> page_bytes(const ModelConfig& config,
+                                                            KvFormat format, const LayerSpec& spec);
+
   int num_pages() const { return num_pages_; }
   int num_free(KvStream stream) const { return static_cast<int>(state(stream).free.size()); }
   // The cached rows of a layer. The index stream is empty for layers without an indexer.

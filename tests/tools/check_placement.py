@@ -49,6 +49,16 @@ def stoker(program, *arguments):
     return done.stdout
 
 
+def device_bytes(num_slots, slot_bytes):
+    """What the allocation for so many slots takes of a GPU: tools/device_plan.h, gpu/factory.h."""
+    aligned = -(-slot_bytes // 4096) * 4096
+    count = num_slots * aligned + 4096 if num_slots else 0
+    block = 2 << 20
+    if count > block // 2:
+        return -(-count // block) * block
+    return block // 2 if count > block // 4 else count
+
+
 class Form:
     """One way a model's experts are stored, and how much memory which share of them takes."""
 
@@ -77,7 +87,8 @@ class Form:
         every = (config["num_hidden_layers"] - config["first_k_dense_replace"]) * config["n_routed_experts"]
         self.ram = {"fewest": fewest * slot_bytes, "some": every // 3 * slot_bytes, "all": every * slot_bytes}
         # Beside what a device needs without experts.
-        self.vram = {"none": 0, "one": slot_bytes, "some": every // 4 * slot_bytes, "all": every * slot_bytes}
+        self.vram = {name: device_bytes(count, slot_bytes)
+                     for name, count in {"none": 0, "one": 1, "some": every // 4, "all": every}.items()}
         self.device_needs = {}
 
     def device_need(self, devices, tokens, chunks):

@@ -28,6 +28,17 @@ DeviceNeed small_need() {
   return need;
 }
 
+// 60 layers of 1 GiB, whose activations a small card does not hold beside one of them.
+DeviceNeed large_need() {
+  DeviceNeed need;
+  need.weight_bytes.assign(60, kGiB);
+  need.kv_page_bytes.assign(60, {kMiB, 0});
+  need.num_experts.assign(60, 0);
+  need.workspace_bytes = 3 * kGiB;
+  need.context_tokens = 4096;
+  return need;
+}
+
 DeviceRoom room(int gpu, std::int64_t free_bytes) { return {gpu, free_bytes, 32 * kMiB}; }
 
 TEST(DeviceAllocationBytes, AreBlocksOrShareOne) {
@@ -64,7 +75,7 @@ TEST(PlanDevices, UnequalDevicesShareTheLayers) {
   EXPECT_EQ(plan.devices[0].num_layers, 6);
   EXPECT_EQ(plan.devices[0].num_slots, 7 * 32);  // those of its own 5 layers, and others
   EXPECT_EQ(plan.devices[1].fixed_bytes, (2 * 80 + 40 + 24 + 32) * kMiB);
-  EXPECT_EQ(plan.devices[1].num_slots, (1024 - 64 - 256) / 4);
+  EXPECT_EQ(plan.devices[1].num_slots, (1024 - 64 - 256) / 4 - 1);  // their allocation is aligned
 }
 
 TEST(PlanDevices, DevicesOnOneGpuShareIt) {
@@ -125,6 +136,38 @@ TEST(PlanDevices, RefusalNamesABudgetThatIsEnough) {
   EXPECT_FALSE(plan_devices(small_need(), rooms, enough - 1).ok());
 }
 
+// With --vram budgets are equal, and more layers fall to the smaller GPU than without.
+TEST(PlanDevices, RefusalNamesNoBudgetThatGpusHaveNot) {
+  const auto message = [](const std::vector<DeviceRoom>& rooms, std::int64_t vram) {
+    return plan_devices(large_need(), rooms, vram).error().message();
+  };
+  using testing::Not;
+  EXPECT_THAT(message({room(0, 60 * kGiB), room(1, 20 * kGiB)}, 0), Not(HasSubstr("at least")));
+  EXPECT_THAT(message({room(0, 8 * kGiB)}, 0), Not(HasSubstr("at least")));
+  // Without --vram a sixteenth is left free.
+  EXPECT_THAT(message({room(0, 68 * kGiB)}, 0), HasSubstr("give it at least"));
+}
+
+TEST(PlanDevices, RefusalNamesDevicesThatWouldDo) {
+  DeviceNeed need = large_need();
+  need.weight_bytes.assign(8, 4 * kGiB);
+  need.kv_page_bytes.resize(8);
+  need.num_experts.resize(8);
+  need.workspace_bytes = 2 * kGiB;
+  need.head_bytes = kGiB;
+  const std::vector<DeviceRoom> rooms = {room(0, 2 * kGiB), room(1, 24 * kGiB), room(2, 20 * kGiB),
+                                         room(3, 5 * kGiB)};
+  const std::string message = plan_devices(need, rooms, 0).error().message();
+  const std::string before = "--devices ";
+  std::vector<DeviceRoom> named;
+  for (const char c : message.substr(message.rfind(before) + before.size())) {
+    if (c != ',') named.push_back(rooms.at(static_cast<std::size_t>(c - '0')));
+  }
+  EXPECT_THAT(named, testing::SizeIs(testing::Gt(1)));
+  EXPECT_LT(named.size(), rooms.size());
+  EXPECT_TRUE(plan_devices(need, named, 0).ok()) << message;
+}
+
 TEST(PlanDevices, RefusalNamesAContextThatFits) {
   const std::vector<DeviceRoom> rooms = {room(0, 8 * kGiB)};
   DeviceNeed need = small_need();
@@ -138,17 +181,6 @@ TEST(PlanDevices, RefusalNamesAContextThatFits) {
   EXPECT_TRUE(plan_devices(need, rooms, 700 * kMiB).ok());
   need.context_tokens = 2560 + kPageTokens;  // another block of every layer
   EXPECT_FALSE(plan_devices(need, rooms, 700 * kMiB).ok());
-}
-
-// 60 layers of 1 GiB, whose activations a small card does not hold beside one of them.
-DeviceNeed large_need() {
-  DeviceNeed need;
-  need.weight_bytes.assign(60, kGiB);
-  need.kv_page_bytes.assign(60, {kMiB, 0});
-  need.num_experts.assign(60, 0);
-  need.workspace_bytes = 3 * kGiB;
-  need.context_tokens = 4096;
-  return need;
 }
 
 TEST(ChooseDevices, LeavesOutWhatDoesNotHoldItsShare) {
@@ -195,6 +227,14 @@ TEST(ChooseDevices, AShortOfMemoryCardIsNotTheReasonIfTheOthersAreTooFew) {
   const Result<DeviceChoice> choice = choose_devices(large_need(), rooms, 20 * kGiB);
   ASSERT_FALSE(choice.ok());
   EXPECT_THAT(choice.error().message(), HasSubstr("(GPU 1) may take 20.00 GiB; its 60 layers"));
+  // Nor is one that has not even what its backend takes for itself.
+  const std::vector<DeviceRoom> others = {
+      {0, 16 * kMiB, 32 * kMiB}, room(1, 20 * kGiB), room(2, 20 * kGiB)};
+  EXPECT_THAT(choose_devices(large_need(), others, 0).error().message(),
+              HasSubstr("its 30 layers need"));
+  // If all are short of --vram, the first.
+  EXPECT_THAT(choose_devices(large_need(), rooms, 90 * kGiB).error().message(),
+              HasSubstr("GPU 0 has 4.00 GiB free"));
 }
 
 }  // namespace

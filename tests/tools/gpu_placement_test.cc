@@ -72,7 +72,8 @@ std::string vram_with_slots(int num_slots) {
   const DevicePlan plan =
       place_on_gpus(flags, config, *source, {}, options, FakeGpus({kGiB})).value().value();
   const std::int64_t slot_bytes = device_need(config, *source, {}, options).slot_bytes;
-  return std::to_string(plan.devices[0].fixed_bytes + num_slots * slot_bytes);
+  return std::to_string(plan.devices[0].fixed_bytes +
+                        device_allocation_bytes(cuda_slots_bytes(num_slots, slot_bytes)));
 }
 
 class GpuPlacementTest : public testing::Test {
@@ -334,9 +335,15 @@ TEST_F(GpuPlacementTest, NeedsAddUpToTheModel) {
   }
   EXPECT_GE(weights, stored);
   EXPECT_LE(weights, stored + stored / 20 + kMiB);  // the head, 3 MiB, takes two blocks
-  std::int64_t page_bytes = 0;
-  for (const auto& streams : need.kv_page_bytes) page_bytes += streams[0] + streams[1];
-  EXPECT_EQ(page_bytes, kPageTokens * config.kv_bytes_per_token(KvFormat::kBf16));
+  const LoadedModel model = load_model(ember()).value();
+  const KvPool& pool = model.runner->kv_pool();
+  for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
+    for (const KvStream stream : {KvStream::kLatent, KvStream::kIndex}) {
+      const auto& page_bytes = need.kv_page_bytes[static_cast<std::size_t>(layer)];
+      EXPECT_EQ(page_bytes[static_cast<std::size_t>(stream)] * pool.num_pages(),
+                static_cast<std::int64_t>(pool.layer(stream, layer).rows.bytes()));
+    }
+  }
   EXPECT_EQ(need.num_experts.size(), static_cast<std::size_t>(config.num_hidden_layers));
   EXPECT_EQ(need.num_experts.back(), config.n_routed_experts);
 }

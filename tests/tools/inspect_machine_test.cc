@@ -31,7 +31,8 @@ TEST(InspectMachine, AGpuThatCannotBeUsedIsListedWithTheReason) {
   EXPECT_THAT(text, HasSubstr("GPU 0         unknown; not usable: it fell off the bus\n"));
   EXPECT_THAT(text, HasSubstr("; not usable: old has compute capability 7.0; the kernels need"));
   EXPECT_THAT(to_json_text(machine_to_json(report)),
-              HasSubstr(R"("usable": false, "why_not": "it fell off the bus")"));
+              HasSubstr(R"({"index": 0, "name": "unknown", "usable": false, )"
+                        R"("why_not": "it fell off the bus"})"));
 }
 
 TEST(InspectMachine, NoGpuIsSaid) {
