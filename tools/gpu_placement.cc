@@ -262,6 +262,7 @@ Result<std::unique_ptr<TieredExperts>> make_tiers(const DevicePlan& plan, const 
     slot_bytes = std::max(slot_bytes, source.expert_bytes(layer.layer));
   }
   std::vector<CostSubjects::Device> measured;
+  measured.reserve(num_devices);
   for (std::size_t i = 0; i < num_devices; ++i) {
     measured.push_back({backends[i], std::max(plan.devices[i].num_slots, 1) * slot_bytes});
   }
