@@ -266,86 +266,99 @@ TEST(StreamParser, AnUnfinishedCallSaysSo) {
   EXPECT_THAT(complete, ::testing::ElementsAre(true, false));
 }
 
+// The language's own words, and parts of them.
+std::vector<std::string> words_of_the_language() {
+  return {"a",
+          "\n",
+          "\n\n",
+          " ",
+          "<",
+          ">",
+          ">\n",
+          "<think>",
+          "</think>",
+          "<thi",
+          "nk>",
+          "\"x\"",
+          "{\"a\": 1}",
+          "<｜DSML｜function_calls",
+          "</｜DSML｜function_calls>",
+          "<｜DSML｜tool_calls>",
+          "<｜DSML｜invoke",
+          " name=\"f\">\n",
+          "</｜DSML｜invoke",
+          "<｜DSML｜parameter",
+          " name=\"k\" string=\"true\">",
+          " name=\"l\" string=\"false\">",
+          "</｜DSML｜parameter",
+          "｜DSML｜",
+          std::string(kEnd),
+          std::string(kOpen),
+          "\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name=\"f\">\n",
+          param("p", "1"),
+          "<｜tool▁call▁begin｜>",
+          "<｜tool▁sep｜>",
+          "<｜tool▁call▁end｜>",
+          "<｜begin▁of▁sentence｜>",
+          "</｜DSML｜invoke>\n</｜DSML｜function_calls><｜end▁of▁sentence｜>"};
+}
+
+std::vector<std::string> well_formed_answer() {
+  return {"r",
+          "</think>",
+          "c",
+          "\n\n<｜DSML｜function_calls",
+          ">\n",
+          "<｜DSML｜invoke",
+          " name=\"f\">\n",
+          "<｜DSML｜parameter",
+          " name=\"a\"",
+          " string=\"true\">",
+          "v",
+          "</｜DSML｜parameter",
+          ">\n",
+          "<｜DSML｜parameter",
+          " name=\"b\"",
+          " string=\"false\">",
+          "1",
+          "</｜DSML｜parameter",
+          ">\n",
+          "</｜DSML｜invoke",
+          ">\n",
+          "<｜DSML｜invoke",
+          " name=\"g\">\n",
+          "</｜DSML｜invoke",
+          ">\n",
+          "</｜DSML｜function_calls",
+          ">",
+          std::string(kEnd)};
+}
+
+// Of words at random, or well formed but for one that is another or missing.
+std::string random_sentence(std::mt19937& random, bool almost_well_formed) {
+  static const std::vector<std::string> words = words_of_the_language();
+  std::vector<std::string> sentence = words;
+  sentence.resize(random() % 12);
+  for (std::string& word : sentence) word = words[random() % words.size()];
+  if (almost_well_formed) {
+    sentence = well_formed_answer();
+    const std::size_t at = random() % sentence.size();
+    if (random() % 2 == 0) sentence[at] = words[random() % words.size()];
+    if (random() % 4 == 0) sentence.erase(sentence.begin() + static_cast<std::ptrdiff_t>(at));
+  }
+  std::string text;
+  for (const std::string& word : sentence) text += word;
+  return text;
+}
+
 // Sentences over the language's own words: nothing leaks, cuts do not matter, and where the strict
 // parser accepts, both agree.
 TEST(StreamParser, RandomSentences) {
-  const std::vector<std::string> words = {
-      "a",
-      "\n",
-      "\n\n",
-      " ",
-      "<",
-      ">",
-      ">\n",
-      "<think>",
-      "</think>",
-      "<thi",
-      "nk>",
-      "\"x\"",
-      "{\"a\": 1}",
-      "<｜DSML｜function_calls",
-      "</｜DSML｜function_calls>",
-      "<｜DSML｜tool_calls>",
-      "<｜DSML｜invoke",
-      " name=\"f\">\n",
-      "</｜DSML｜invoke",
-      "<｜DSML｜parameter",
-      " name=\"k\" string=\"true\">",
-      " name=\"l\" string=\"false\">",
-      "</｜DSML｜parameter",
-      "｜DSML｜",
-      std::string(kEnd),
-      std::string(kOpen),
-      "\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name=\"f\">\n",
-      param("p", "1"),
-      "<｜tool▁call▁begin｜>",
-      "<｜tool▁sep｜>",
-      "<｜tool▁call▁end｜>",
-      "<｜begin▁of▁sentence｜>",
-      "</｜DSML｜invoke>\n</｜DSML｜function_calls><｜end▁of▁sentence｜>"};
-  const std::vector<std::string> well_formed = {"r",
-                                                "</think>",
-                                                "c",
-                                                "\n\n<｜DSML｜function_calls",
-                                                ">\n",
-                                                "<｜DSML｜invoke",
-                                                " name=\"f\">\n",
-                                                "<｜DSML｜parameter",
-                                                " name=\"a\"",
-                                                " string=\"true\">",
-                                                "v",
-                                                "</｜DSML｜parameter",
-                                                ">\n",
-                                                "<｜DSML｜parameter",
-                                                " name=\"b\"",
-                                                " string=\"false\">",
-                                                "1",
-                                                "</｜DSML｜parameter",
-                                                ">\n",
-                                                "</｜DSML｜invoke",
-                                                ">\n",
-                                                "<｜DSML｜invoke",
-                                                " name=\"g\">\n",
-                                                "</｜DSML｜invoke",
-                                                ">\n",
-                                                "</｜DSML｜function_calls",
-                                                ">",
-                                                std::string(kEnd)};
   const auto v32 = make_chat_format("v3.2").value();
   std::mt19937 random(3);
   int num_accepted = 0;
   for (int round = 0; round < 3000; ++round) {
-    std::vector<std::string> sentence = words;
-    sentence.resize(random() % 12);
-    for (std::string& word : sentence) word = words[random() % words.size()];
-    if (round % 2 == 0) {
-      sentence = well_formed;
-      const std::size_t at = random() % sentence.size();
-      if (random() % 2 == 0) sentence[at] = words[random() % words.size()];
-      if (random() % 4 == 0) sentence.erase(sentence.begin() + static_cast<std::ptrdiff_t>(at));
-    }
-    std::string text;
-    for (const std::string& word : sentence) text += word;
+    const std::string text = random_sentence(random, round % 2 == 0);
     const bool thinks = random() % 2 == 0;
     const ChatMessage message = read(thinks ? kReasoning : kContent, text);
     const auto strict = v32->parse(text, thinks ? ThinkingMode::kThinking : ThinkingMode::kChat);

@@ -45,118 +45,156 @@ struct NaiveCache {
 
 class EveryPolicy : public testing::TestWithParam<std::string_view> {};
 
-TEST_P(EveryPolicy, AgreesWithANaiveCacheOnRandomOperations) {
-  using State = NaiveCache::State;
-  constexpr int kSlots = 13;
-  for (unsigned seed = 1; seed <= 20; ++seed) {
-    std::mt19937 random(seed);
-    const auto pick = [&](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
-    ExpertCache cache = make_cache(GetParam(), kSlots);
-    NaiveCache naive;
-    std::vector<ExpertLease> leases;
-    int layer = 0;
-    for (int step = 0; step < 3000; ++step) {
-      const ExpertId id{pick(kGrid.num_layers), pick(kGrid.num_experts)};
-      switch (pick(9)) {
-        case 0: {
-          naive.num_usable = std::min(kSlots, naive.num_usable + pick(3));
-          cache.grow(naive.num_usable);
-          break;
-        }
-        case 1:
-        case 2: {  // reserve
-          if (naive.find(id)) break;
-          const bool full = static_cast<int>(naive.slots.size()) == naive.num_usable;
-          const bool may_evict = pick(4) != 0;
-          const auto victim = full && may_evict ? cache.victim() : std::nullopt;
-          const auto slot = may_evict ? cache.reserve(id) : cache.reserve_free(id);
-          const bool can = !full || (may_evict && naive.count(State::kResident, false) > 0);
-          ASSERT_EQ(slot.has_value(), can);
-          if (!slot) break;
-          if (full) {
-            ASSERT_EQ(slot, victim);
-            ASSERT_EQ(naive.slots.at(*slot).leases, 0);
-            ASSERT_EQ(naive.slots.at(*slot).state, State::kResident);
-            naive.slots.erase(*slot);
-          }
-          ASSERT_FALSE(naive.slots.contains(*slot));
-          ASSERT_LT(*slot, naive.num_usable);
-          naive.slots[*slot] = {id, State::kInFlight};
-          break;
-        }
-        case 3:
-        case 4: {  // the arrival or the end of somebody in flight
-          std::vector<SlotIdx> in_flight;
-          for (const auto& [slot, entry] : naive.slots) {
-            if (entry.state == State::kInFlight) in_flight.push_back(slot);
-          }
-          if (in_flight.empty()) break;
-          const SlotIdx slot = in_flight[pick(static_cast<int>(in_flight.size()))];
-          const int how = pick(4);
-          if (how == 0) {
-            cache.abandon(slot);
-            naive.slots.erase(slot);
-            break;
-          }
-          naive.slots[slot].state = State::kResident;
-          if (how == 1) {
-            leases.push_back(cache.commit_leased(slot));
-            ++naive.slots[slot].leases;
-          } else {
-            const Standing standings[] = {Standing::kUsed, Standing::kGuessed, Standing::kCold};
-            cache.commit(slot, standings[pick(3)]);
-          }
-          break;
-        }
-        case 5: {  // lease
-          auto lease = cache.lease(id);
-          const auto slot = naive.find(id);
-          ASSERT_EQ(lease.has_value(), slot && naive.slots[*slot].state == State::kResident);
-          if (!lease) break;
-          ASSERT_EQ(lease->slot(), *slot);
-          ++naive.slots[*slot].leases;
-          leases.push_back(std::move(*lease));
-          break;
-        }
-        case 6: {  // release
-          if (leases.empty()) break;
-          std::swap(leases[pick(static_cast<int>(leases.size()))], leases.back());
-          --naive.slots[leases.back().slot()].leases;
-          const Standing standings[] = {Standing::kUsed, Standing::kGuessed, Standing::kCold};
-          leases.back().release(standings[pick(3)]);
-          leases.pop_back();
-          break;
-        }
-        case 7: {  // evict or rank somebody evictable
-          const auto slot = cache.victim();
-          ASSERT_EQ(slot.has_value(), naive.count(State::kResident, false) > 0);
-          if (!slot) break;
-          if (pick(2) == 0) {
-            cache.rank(*slot, Standing::kKept);
-            ASSERT_TRUE(cache.victim().has_value());
-          } else {
-            cache.evict(*slot);
-            naive.slots.erase(*slot);
-          }
-          break;
-        }
-        case 8:
-          layer = (layer + 1) % kGrid.num_layers;
-          cache.begin_turn(layer);
-          break;
-      }
-      ASSERT_EQ(cache.num_in_flight(), naive.count(State::kInFlight, false));
-      ASSERT_EQ(cache.num_leased(), naive.count(State::kResident, true));
-      ASSERT_EQ(cache.num_evictable(), naive.count(State::kResident, false));
-      ASSERT_EQ(cache.num_free(), naive.num_usable - static_cast<int>(naive.slots.size()));
-      ASSERT_EQ(cache.slot_of(id), naive.find(id));
-      for (const auto& [slot, entry] : naive.slots) {
-        ASSERT_EQ(cache.expert_in(slot), entry.id);
-        ASSERT_EQ(cache.resident(entry.id), entry.state == State::kResident);
-        ASSERT_EQ(cache.in_flight(entry.id), entry.state == State::kInFlight);
-      }
+// The cache and a naive one under the same random operations; where they differ the test fails.
+class RandomOperations {
+ public:
+  RandomOperations(std::string_view policy, unsigned seed)
+      : random_(seed), cache_(make_cache(policy, kSlots)) {}
+
+  void step() {
+    const ExpertId id{pick(kGrid.num_layers), pick(kGrid.num_experts)};
+    switch (pick(9)) {
+      case 0:
+        grow();
+        break;
+      case 1:
+      case 2:
+        reserve(id);
+        break;
+      case 3:
+      case 4:
+        end_one_in_flight();
+        break;
+      case 5:
+        lease(id);
+        break;
+      case 6:
+        release();
+        break;
+      case 7:
+        evict_or_rank();
+        break;
+      case 8:
+        layer_ = (layer_ + 1) % kGrid.num_layers;
+        cache_.begin_turn(layer_);
+        break;
     }
-    leases.clear();
+    if (!testing::Test::HasFatalFailure()) compare(id);
+  }
+
+ private:
+  using State = NaiveCache::State;
+  static constexpr int kSlots = 13;
+  static constexpr Standing kStandings[] = {Standing::kUsed, Standing::kGuessed, Standing::kCold};
+
+  int pick(int n) { return static_cast<int>(random_() % static_cast<unsigned>(n)); }
+
+  void grow() {
+    naive_.num_usable = std::min(kSlots, naive_.num_usable + pick(3));
+    cache_.grow(naive_.num_usable);
+  }
+
+  void reserve(ExpertId id) {
+    if (naive_.find(id)) return;
+    const bool full = static_cast<int>(naive_.slots.size()) == naive_.num_usable;
+    const bool may_evict = pick(4) != 0;
+    const auto victim = full && may_evict ? cache_.victim() : std::nullopt;
+    const auto slot = may_evict ? cache_.reserve(id) : cache_.reserve_free(id);
+    const bool can = !full || (may_evict && naive_.count(State::kResident, false) > 0);
+    ASSERT_EQ(slot.has_value(), can);
+    if (!slot) return;
+    if (full) {
+      ASSERT_EQ(slot, victim);
+      ASSERT_EQ(naive_.slots.at(*slot).leases, 0);
+      ASSERT_EQ(naive_.slots.at(*slot).state, State::kResident);
+      naive_.slots.erase(*slot);
+    }
+    ASSERT_FALSE(naive_.slots.contains(*slot));
+    ASSERT_LT(*slot, naive_.num_usable);
+    naive_.slots[*slot] = {id, State::kInFlight};
+  }
+
+  // It has come, or never will.
+  void end_one_in_flight() {
+    std::vector<SlotIdx> in_flight;
+    for (const auto& [slot, entry] : naive_.slots) {
+      if (entry.state == State::kInFlight) in_flight.push_back(slot);
+    }
+    if (in_flight.empty()) return;
+    const SlotIdx slot = in_flight[pick(static_cast<int>(in_flight.size()))];
+    const int how = pick(4);
+    if (how == 0) {
+      cache_.abandon(slot);
+      naive_.slots.erase(slot);
+      return;
+    }
+    naive_.slots[slot].state = State::kResident;
+    if (how == 1) {
+      leases_.push_back(cache_.commit_leased(slot));
+      ++naive_.slots[slot].leases;
+    } else {
+      cache_.commit(slot, kStandings[pick(3)]);
+    }
+  }
+
+  void lease(ExpertId id) {
+    auto lease = cache_.lease(id);
+    const auto slot = naive_.find(id);
+    ASSERT_EQ(lease.has_value(), slot && naive_.slots[*slot].state == State::kResident);
+    if (!lease) return;
+    ASSERT_EQ(lease->slot(), *slot);
+    ++naive_.slots[*slot].leases;
+    leases_.push_back(std::move(*lease));
+  }
+
+  void release() {
+    if (leases_.empty()) return;
+    std::swap(leases_[pick(static_cast<int>(leases_.size()))], leases_.back());
+    --naive_.slots[leases_.back().slot()].leases;
+    leases_.back().release(kStandings[pick(3)]);
+    leases_.pop_back();
+  }
+
+  void evict_or_rank() {
+    const auto slot = cache_.victim();
+    ASSERT_EQ(slot.has_value(), naive_.count(State::kResident, false) > 0);
+    if (!slot) return;
+    if (pick(2) == 0) {
+      cache_.rank(*slot, Standing::kKept);
+      ASSERT_TRUE(cache_.victim().has_value());
+    } else {
+      cache_.evict(*slot);
+      naive_.slots.erase(*slot);
+    }
+  }
+
+  void compare(ExpertId id) {
+    ASSERT_EQ(cache_.num_in_flight(), naive_.count(State::kInFlight, false));
+    ASSERT_EQ(cache_.num_leased(), naive_.count(State::kResident, true));
+    ASSERT_EQ(cache_.num_evictable(), naive_.count(State::kResident, false));
+    ASSERT_EQ(cache_.num_free(), naive_.num_usable - static_cast<int>(naive_.slots.size()));
+    ASSERT_EQ(cache_.slot_of(id), naive_.find(id));
+    for (const auto& [slot, entry] : naive_.slots) {
+      ASSERT_EQ(cache_.expert_in(slot), entry.id);
+      ASSERT_EQ(cache_.resident(entry.id), entry.state == State::kResident);
+      ASSERT_EQ(cache_.in_flight(entry.id), entry.state == State::kInFlight);
+    }
+  }
+
+  std::mt19937 random_;
+  ExpertCache cache_;
+  NaiveCache naive_;
+  std::vector<ExpertLease> leases_;  // gone before the cache
+  int layer_ = 0;
+};
+
+TEST_P(EveryPolicy, AgreesWithANaiveCacheOnRandomOperations) {
+  for (unsigned seed = 1; seed <= 20; ++seed) {
+    RandomOperations operations(GetParam(), seed);
+    for (int step = 0; step < 3000; ++step) {
+      operations.step();
+      ASSERT_FALSE(HasFatalFailure()) << "seed " << seed << ", step " << step;
+    }
   }
 }
 
