@@ -11,10 +11,6 @@ namespace {
 // Copies under way to be told apart. Of more, the older ones are done when later ones are.
 constexpr int kNumTickets = 256;
 
-std::int64_t aligned(std::int64_t bytes) {
-  return (bytes + kCudaSlotAlign - 1) / kCudaSlotAlign * kCudaSlotAlign;
-}
-
 }  // namespace
 
 CudaSlots::CudaSlots(const CudaSlotsOptions& options, DeviceBuffer memory, Stream stream,
@@ -24,14 +20,14 @@ CudaSlots::CudaSlots(const CudaSlotsOptions& options, DeviceBuffer memory, Strea
       stream_(std::move(stream)),
       tickets_(std::move(tickets)) {
   const auto address = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(memory_.data()));
-  first_ = memory_.data() + (aligned(address) - address);
+  first_ = memory_.data() + (cuda_slot_aligned(address) - address);
 }
 
 Result<std::unique_ptr<DeviceSlots>> CudaSlots::create(const CudaSlotsOptions& wanted) {
   CHECK(wanted.num_slots > 0 && wanted.slot_bytes > 0 && wanted.logical >= 0,
         "{} slots of {} bytes on device {}", wanted.num_slots, wanted.slot_bytes, wanted.logical);
   CudaSlotsOptions options = wanted;
-  options.slot_bytes = aligned(wanted.slot_bytes);
+  options.slot_bytes = cuda_slot_aligned(wanted.slot_bytes);
   RETURN_IF_ERROR(use_device(options.device));
   ASSIGN_OR_RETURN(DeviceBuffer memory,
                    DeviceBuffer::create(cuda_slots_bytes(options.num_slots, options.slot_bytes)),

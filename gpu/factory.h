@@ -84,12 +84,16 @@ struct CudaSlotsOptions {
   std::int64_t slot_bytes = 0;  // rounded up to 4 KiB
 };
 
+// Where slots begin: multiples of 4 KiB.
 inline constexpr std::int64_t kCudaSlotAlign = 4096;
-// That allocation's size; of no slots: 0.
-inline std::int64_t cuda_slots_bytes(std::int64_t num_slots, std::int64_t slot_bytes) {
-  const std::int64_t each = (slot_bytes + kCudaSlotAlign - 1) / kCudaSlotAlign * kCudaSlotAlign;
-  return num_slots == 0 ? 0 : num_slots * each + kCudaSlotAlign;
+constexpr std::int64_t cuda_slot_aligned(std::int64_t bytes) {
+  return (bytes + kCudaSlotAlign - 1) / kCudaSlotAlign * kCudaSlotAlign;
 }
+// Of the allocation for all of them; of no slots: 0.
+constexpr std::int64_t cuda_slots_bytes(std::int64_t num_slots, std::int64_t slot_bytes) {
+  return num_slots == 0 ? 0 : num_slots * cuda_slot_aligned(slot_bytes) + kCudaSlotAlign;
+}
+
 // Slots in the memory of one GPU, in one allocation, filled by a stream of their own: beside
 // everything else if `src` of an upload is pinned (pin_host_memory). From other memory an upload
 // first goes through the driver's buffers, and the call may take as long as the copy.

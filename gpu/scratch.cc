@@ -7,6 +7,7 @@
 
 #include "core/interface/expert_provider.h"
 #include "core/model/tensor_table.h"
+#include "core/runtime/kv_pool.h"
 #include "gpu/expert_uploads.h"
 #include "gpu/launch.h"
 #include "gpu/part_graphs.h"
@@ -159,7 +160,7 @@ CudaScratch cuda_scratch(const ModelConfig& config, WorkspaceLimits limits, int 
   const int num_rows = limits.max_rows;
   // A sequence has no more than all pages, and a step that goes past the model's positions is
   // refused.
-  const int pages = (context_tokens + kPageTokens - 1) / kPageTokens;
+  const int pages = pages_for(context_tokens);
   const int positions = std::min(config.max_position_embeddings, pages * kPageTokens);
   const DType activations = options.activations;
   CudaScratch scratch;

@@ -20,9 +20,8 @@ class CudaWeight final : public BackendWeight {
 
   std::int64_t rows() const override { return view_.rows; }
   std::int64_t cols() const override { return view_.cols; }
-  std::int64_t bytes() const override {
-    return payload_.bytes() + scales_.bytes();
-  }  // of the device
+  // Of the device.
+  std::int64_t bytes() const override { return payload_.bytes() + scales_.bytes(); }
 
   const QuantView& view() const { return view_; }
 

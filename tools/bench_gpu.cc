@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "core/base/median.h"
+#include "core/runtime/kv_pool.h"
 #include "quant/expert_block.h"
 #include "tools/bench_kernels.h"
 
@@ -64,7 +65,7 @@ struct BenchStep {
   explicit BenchStep(std::int64_t num_rows, Purpose purpose)
       : tokens(static_cast<std::size_t>(num_rows)), positions(static_cast<std::size_t>(num_rows)) {
     std::iota(positions.begin(), positions.end(), 0);
-    pages.resize(static_cast<std::size_t>((num_rows + kPageTokens - 1) / kPageTokens));
+    pages.resize(static_cast<std::size_t>(pages_for(static_cast<int>(num_rows))));
     sequences.push_back({pages, pages});
     ranges.push_back({0, static_cast<int>(num_rows), 0, purpose});
     view = {tokens, positions, ranges, sequences, {}};

@@ -218,30 +218,26 @@ void check_need(const DeviceNeed& need, std::span<const DeviceRoom> rooms) {
         need.num_experts.size());
 }
 
-// Devices with which there is a plan, once those that one fails for are left out.
-struct Fitting {
-  DevicePlan plan;
-  std::vector<LeftOut> left_out;
-};
-Result<Fitting> leave_out_failing(const DeviceNeed& need, std::span<const DeviceRoom> rooms,
-                                  std::int64_t vram_bytes) {
+// The devices with which there is a plan, once those that one fails for are left out.
+Result<DeviceChoice> leave_out_failing(const DeviceNeed& need, std::span<const DeviceRoom> rooms,
+                                       std::int64_t vram_bytes) {
   std::vector<DeviceRoom> left(rooms.begin(), rooms.end());
-  Fitting fitting;
+  DeviceChoice choice;
   // What is said if none is left: the first that is in the way of the model, or else of a device.
   std::string message;
   bool is_of_device = true;
   for (;;) {
     Attempt attempt = try_plan(need, left, vram_bytes);
     if (attempt.ok()) {
-      fitting.plan = std::move(attempt.plan);
-      return fitting;
+      choice.plan = std::move(attempt.plan);
+      return choice;
     }
     if (message.empty() || (is_of_device && !attempt.is_of_device())) {
       message = refusal_of(need, left, attempt, vram_bytes);
       is_of_device = attempt.is_of_device();
     }
     if (left.size() == 1) return Error(ErrorCode::kResource, std::move(message));
-    fitting.left_out.push_back({attempt.failing().gpu, why_not(left, attempt, vram_bytes)});
+    choice.left_out.push_back({attempt.failing().gpu, why_not(left, attempt, vram_bytes)});
     left.erase(left.begin() + static_cast<std::ptrdiff_t>(attempt.device));
   }
 }
@@ -258,8 +254,7 @@ std::int64_t device_allocation_bytes(std::int64_t bytes) {
 Result<DeviceChoice> choose_devices(const DeviceNeed& need, std::span<const DeviceRoom> rooms,
                                     std::int64_t vram_bytes) {
   check_need(need, rooms);
-  ASSIGN_OR_RETURN(Fitting fitting, leave_out_failing(need, rooms, vram_bytes));
-  DeviceChoice choice{std::move(fitting.plan), std::move(fitting.left_out)};
+  ASSIGN_OR_RETURN(DeviceChoice choice, leave_out_failing(need, rooms, vram_bytes));
   // Without those that no layer falls to. Layers stay where they are.
   DevicePlan& plan = choice.plan;
   for (std::size_t i = plan.devices.size(); i-- > 0;) {
@@ -278,7 +273,7 @@ Result<DevicePlan> plan_devices(const DeviceNeed& need, std::span<const DeviceRo
   if (attempt.ok()) return std::move(attempt.plan);
   std::string message = refusal_of(need, rooms, attempt, vram_bytes);
   // Would some of them do?
-  if (const Result<Fitting> some = leave_out_failing(need, rooms, vram_bytes); some.ok()) {
+  if (const Result<DeviceChoice> some = leave_out_failing(need, rooms, vram_bytes); some.ok()) {
     std::vector<int> in, out;
     for (const DevicePlan::Device& device : some->plan.devices) in.push_back(device.gpu);
     for (const LeftOut& device : some->left_out) out.push_back(device.gpu);

@@ -50,12 +50,9 @@ Result<std::unique_ptr<KvPool>> KvPool::create(const ModelConfig& config,
 
 std::array<std::int64_t, kNumKvStreams> KvPool::page_bytes(const ModelConfig& config,
                                                            KvFormat format, const LayerSpec& spec) {
-  const auto page = [&](const KvRow& row) {
-    return kv_matrix(format, row).row_bytes() * kPageTokens;
-  };
-  const bool has_index = spec.attention == AttentionKind::kMlaSparse;
-  return {page(latent_row(config.attention_dims())),
-          has_index ? page(index_key_row(*config.indexer_dims())) : 0};
+  const std::int64_t both = config.kv_bytes_per_token(format, spec);
+  const std::int64_t latent = kv_matrix(format, latent_row(config.attention_dims())).row_bytes();
+  return {latent * kPageTokens, (both - latent) * kPageTokens};
 }
 
 std::int64_t KvPool::bytes() const {
